@@ -1,0 +1,33 @@
+PYTHON ?= python3
+BIN := .venv/bin
+
+.PHONY: demo test lint clean
+
+demo: .venv/installed  ## train, evaluate and draw, on the built-in data set
+	$(BIN)/python experiments/unet_shapes.py train
+
+test: .venv/installed-test
+	$(BIN)/python -m pytest
+
+lint: .venv/installed-dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+clean:
+	rm -rf .venv build dist *.egg-info
+
+.venv/bin/python:
+	$(PYTHON) -m venv .venv
+
+.venv/installed: .venv/bin/python setup.cfg pyproject.toml
+	$(BIN)/pip install -q -e .
+	touch $@
+
+.venv/installed-test: .venv/bin/python setup.cfg pyproject.toml
+	$(BIN)/pip install -q -e '.[test]'
+	touch $@ .venv/installed
+
+.venv/installed-dev: .venv/bin/python setup.cfg pyproject.toml
+	$(BIN)/pip install -q -e '.[dev]'
+	touch $@ .venv/installed .venv/installed-test

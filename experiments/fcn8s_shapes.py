@@ -1,0 +1,67 @@
+"""FCN-8s on the built-in data set, at a size that a laptop carries."""
+
+from dataclasses import dataclass
+
+import jax
+import optax
+
+from segjax import optimizers
+from segjax.data.augment import random_flip
+from segjax.data.shapes import CLASSES, Shapes
+from segjax.experiment import Recipe, Split, main
+from segjax.models import FCN
+
+
+@dataclass(frozen=True, kw_only=True)
+class FCN8sShapes(Recipe):
+    """FCN-8s from random weights, its VGG16 and classifier narrowed, on drawn shapes.
+
+    python experiments/fcn8s_shapes.py train
+
+    The paper's own widths: --widths 64 128 256 512 512 --classifier-width 4096.
+    """
+
+    steps: int = 1000
+    batch_size: int = 16
+    canvas: tuple[int, int] = (96, 96)
+    crop: tuple[int, int] = (96, 96)
+    evaluate_every: int = 250
+    widths: tuple[int, int, int, int, int] = (16, 32, 64, 128, 128)
+    """Channels of VGG16's blocks."""
+    classifier_width: int = 256
+    """Channels of fc6 and fc7."""
+    learning_rate: float = 1e-3
+    """At its highest, after the warm-up."""
+    pictures: int = 10_000
+    """Pictures to train on."""
+    held_out: int = 200
+    """Pictures to evaluate on."""
+
+    def model(self) -> FCN:
+        return FCN(
+            len(CLASSES),
+            padding="same",
+            widths=self.widths,
+            classifier_width=self.classifier_width,
+            dtype=self.compute,
+        )
+
+    def source(self, split: Split) -> Shapes:
+        if split == "train":
+            return Shapes(self.pictures, size=self.canvas, seed=2 * self.seed)
+        return Shapes(self.held_out, size=self.canvas, seed=2 * self.seed + 1)
+
+    def schedule(self) -> optax.Schedule:
+        return optimizers.cosine(self.learning_rate, steps=self.steps, warmup=self.steps // 20)
+
+    def optimizer(self) -> optax.GradientTransformation:
+        return optimizers.adamw(self.schedule(), weight_decay=1e-3)
+
+    def augment(
+        self, key: jax.Array, image: jax.Array, label: jax.Array
+    ) -> tuple[jax.Array, jax.Array]:
+        return random_flip(key, image, label)
+
+
+if __name__ == "__main__":
+    main(FCN8sShapes)

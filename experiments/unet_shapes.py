@@ -1,0 +1,57 @@
+"""U-Net on the built-in data set: the demo, which needs no files."""
+
+from dataclasses import dataclass
+
+import jax
+import optax
+
+from segjax import optimizers
+from segjax.data.augment import random_flip
+from segjax.data.shapes import CLASSES, Shapes
+from segjax.experiment import Recipe, Split, main
+from segjax.models import UNet
+
+
+@dataclass(frozen=True, kw_only=True)
+class UNetShapes(Recipe):
+    """A small U-Net learns to tell six shapes from a background, by outline alone.
+
+    python experiments/unet_shapes.py train
+    """
+
+    steps: int = 400
+    batch_size: int = 16
+    canvas: tuple[int, int] = (96, 96)
+    crop: tuple[int, int] = (96, 96)
+    evaluate_every: int = 200
+    widths: tuple[int, ...] = (16, 32, 64, 128)
+    """Channels of the U-Net's levels."""
+    learning_rate: float = 3e-3
+    """At its highest, after the warm-up."""
+    pictures: int = 10_000
+    """Pictures to train on."""
+    held_out: int = 200
+    """Pictures to evaluate on."""
+
+    def model(self) -> UNet:
+        return UNet(len(CLASSES), widths=self.widths, dtype=self.compute)
+
+    def source(self, split: Split) -> Shapes:
+        if split == "train":
+            return Shapes(self.pictures, size=self.canvas, seed=2 * self.seed)
+        return Shapes(self.held_out, size=self.canvas, seed=2 * self.seed + 1)
+
+    def schedule(self) -> optax.Schedule:
+        return optimizers.cosine(self.learning_rate, steps=self.steps, warmup=self.steps // 20)
+
+    def optimizer(self) -> optax.GradientTransformation:
+        return optimizers.adamw(self.schedule(), weight_decay=1e-3)
+
+    def augment(
+        self, key: jax.Array, image: jax.Array, label: jax.Array
+    ) -> tuple[jax.Array, jax.Array]:
+        return random_flip(key, image, label)
+
+
+if __name__ == "__main__":
+    main(UNetShapes)

@@ -1,0 +1,123 @@
+"""Checkpoints of a run, the newest and the best, written in the background; all of Orbax."""
+
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import orbax.checkpoint as ocp
+from orbax.checkpoint.checkpoint_managers import preservation_policy as policy
+
+from segjax.errors import SegjaxError
+
+logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax tells every save at length
+
+
+class Checkpoints:
+    """The checkpoints in one folder; use as a context manager, which waits for the last write.
+
+    Args:
+        folder: made where it is missing.
+        best: the score whose highest value marks the best checkpoint.
+    """
+
+    def __init__(self, folder: Path, *, best: str = "mean_iou") -> None:
+        self.folder = Path(folder).absolute()
+        self._best = best
+
+        def score(metrics: Mapping[str, float]) -> float:
+            return metrics.get(best, float("-inf"))
+
+        self._manager = ocp.CheckpointManager(
+            self.folder,
+            item_handlers=ocp.PyTreeCheckpointHandler(),
+            options=ocp.CheckpointManagerOptions(
+                best_fn=score,
+                preservation_policy=policy.AnyPreservationPolicy(
+                    [policy.LatestN(1), policy.BestN(n=1, get_metric_fn=score)]
+                ),
+            ),
+        )
+
+    def __enter__(self) -> "Checkpoints":
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._manager.close()
+
+    @property
+    def newest(self) -> int | None:
+        """Step of the newest checkpoint, None without any."""
+        return self._manager.latest_step()
+
+    @property
+    def best(self) -> int | None:
+        """Step of the best checkpoint; the newest where none has a score."""
+        return self._manager.best_step() or self.newest
+
+    def save(self, step: int, state: Any, scores: Mapping[str, float] | None = None) -> None:
+        """Write `state` in the background, with the scores that tell the best one.
+
+        A step that is there already is left alone.
+        """
+        if step not in self._manager.all_steps():
+            metrics = {name: float(x) for name, x in (scores or {}).items()}
+            self._manager.save(step, args=ocp.args.PyTreeSave(state), metrics=metrics)
+
+    def restore(self, like: Any, *, step: int) -> Any:
+        """Read the checkpoint of a step.
+
+        Args:
+            like: tree of arrays or `jax.ShapeDtypeStruct` with the structure, shapes and shardings
+                wanted: the saved state, or a dict of some of its fields ("params", "batch_stats").
+            step: `newest` or `best`, or any that was kept.
+
+        Raises:
+            SegjaxError: no such checkpoint, or one of another tree or other shapes, each named.
+        """
+        where = self.folder / str(step)
+        if step not in self._manager.all_steps():
+            have = ", ".join(map(str, self._manager.all_steps())) or "none"
+            raise SegjaxError(f"{self.folder}: no checkpoint of step {step}; there are: {have}.")
+        try:
+            stored = _shapes(self._manager.item_metadata(step))
+        except Exception as error:
+            raise SegjaxError(
+                f"{where}: the checkpoint cannot be read ({error}). Remove this folder to go on "
+                "from an earlier one."
+            ) from error
+        wanted = _shapes(like)
+        fields = {name.split(".")[0] for name in wanted}
+        stored = {name: shape for name, shape in stored.items() if name.split(".")[0] in fields}
+        differences = [
+            f"  {name}: {stored.get(name, 'absent')} stored, {wanted.get(name, 'absent')} wanted"
+            for name in sorted({*stored, *wanted})
+            if stored.get(name) != wanted.get(name)
+        ]
+        if differences:
+            more = f"\n  … and {len(differences) - 8} more" if len(differences) > 8 else ""
+            raise SegjaxError(
+                f"{where}: the checkpoint is of another network, class count or optimiser:\n"
+                + "\n".join(differences[:8])
+                + more
+                + "\nUse the recipe that it was trained with, or another run folder."
+            )
+        return self._manager.restore(
+            step,
+            args=ocp.args.PyTreeRestore(
+                like,
+                restore_args=ocp.checkpoint_utils.construct_restore_args(like),
+                partial_restore=True,
+            ),
+        )
+
+
+def _shapes(tree: Any) -> dict[str, tuple[int, ...]]:
+    """Path -> shape of every array of a tree, the paths as Orbax's metadata spells them."""
+    leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
+    return {
+        jax.tree_util.keystr(path, simple=True, separator="."): tuple(x.shape)
+        for path, x in leaves
+        if hasattr(x, "shape")
+    }

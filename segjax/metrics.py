@@ -1,0 +1,129 @@
+"""Scores of a segmentation, all from one confusion matrix over the whole data set.
+
+Rows are the truth, columns the prediction. Each score is a function of an (N, N) int64 matrix;
+a class whose score has nothing in its divisor is NaN and is left out of means.
+"""
+
+from collections.abc import Callable, Iterable, Mapping
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+
+@partial(jax.jit, static_argnames=("num_classes", "ignore_label"))
+def confusion_matrix(
+    labels: jax.Array, predictions: jax.Array, *, num_classes: int, ignore_label: int = 255
+) -> jax.Array:
+    """Count the pixels of each (true, predicted) pair of classes, on the device.
+
+    Args:
+        labels: (B, H, W) integers in 0…N-1 or `ignore_label`, which is not counted.
+        predictions: (B, H, W) integers in 0…N-1.
+        num_classes: N.
+        ignore_label: the label of pixels that do not count.
+
+    Returns:
+        (N, N) int32, which holds a batch of 2³¹ pixels; add batches up in int64, as `evaluate`.
+    """
+    pair = labels.astype(jnp.int32) * num_classes + predictions.astype(jnp.int32)
+    uncounted = num_classes**2
+    pair = jnp.where(labels == ignore_label, uncounted, pair)
+    counts = jnp.bincount(pair.ravel(), length=uncounted + 1)[:uncounted]
+    return counts.reshape(num_classes, num_classes)
+
+
+def evaluate(
+    predict: Callable[[jax.Array], jax.Array],
+    batches: Iterable[Mapping[str, jax.Array]],
+    *,
+    num_classes: int,
+    ignore_label: int = 255,
+) -> np.ndarray:
+    """The confusion matrix of a whole data set, the same for any batch size, order and devices.
+
+    Args:
+        predict: uint8 images (B, H, W, C) -> logits (B, H, W, N).
+        batches: of "image" and "label" (B, H, W); rows that only fill a batch up are all ignored.
+        num_classes: N.
+        ignore_label: the label of pixels that do not count.
+
+    Returns:
+        (N, N) int64.
+    """
+    total = np.zeros((num_classes, num_classes), np.int64)
+    counts = None
+    for batch in batches:
+        predictions = predict(batch["image"]).argmax(-1)
+        if counts is not None:  # fetched a batch late, so that the device never waits
+            total += np.asarray(counts)
+        counts = confusion_matrix(
+            batch["label"], predictions, num_classes=num_classes, ignore_label=ignore_label
+        )
+    return total if counts is None else total + np.asarray(counts)
+
+
+def _ratio(numerator: np.ndarray, denominator: np.ndarray) -> np.ndarray:
+    """Numerator over denominator as float64, NaN where the denominator is 0."""
+    nothing = np.full(np.shape(numerator), np.nan)
+    return np.divide(numerator, denominator, out=nothing, where=np.asarray(denominator) != 0)
+
+
+def _mean(values: np.ndarray) -> float:
+    """The mean of what is not NaN; NaN where nothing is left."""
+    present = values[~np.isnan(values)]
+    return float(present.mean()) if present.size else float("nan")
+
+
+def precision(confusion: np.ndarray) -> np.ndarray:
+    """(N,) share of the pixels predicted as a class that are of it: n_ii / Σ_j n_ji."""
+    return _ratio(np.diag(confusion), confusion.sum(0))
+
+
+def recall(confusion: np.ndarray) -> np.ndarray:
+    """(N,) share of the pixels of a class that are found, its accuracy: n_ii / Σ_j n_ij."""
+    return _ratio(np.diag(confusion), confusion.sum(1))
+
+
+def f1(confusion: np.ndarray) -> np.ndarray:
+    """(N,) harmonic mean of precision and recall, Dice: 2 n_ii / (Σ_j n_ij + Σ_j n_ji)."""
+    return _ratio(2 * np.diag(confusion), confusion.sum(0) + confusion.sum(1))
+
+
+def iou(confusion: np.ndarray) -> np.ndarray:
+    """(N,) intersection over union: n_ii / (Σ_j n_ij + Σ_j n_ji - n_ii)."""
+    hits = np.diag(confusion)
+    return _ratio(hits, confusion.sum(0) + confusion.sum(1) - hits)
+
+
+def pixel_accuracy(confusion: np.ndarray) -> float:
+    """Share of the pixels that are right: Σ_i n_ii / Σ_ij n_ij (FCN, section 5)."""
+    return float(_ratio(np.trace(confusion), confusion.sum()))
+
+
+def mean_accuracy(confusion: np.ndarray) -> float:
+    """Mean of the classes' recall (FCN, section 5)."""
+    return _mean(recall(confusion))
+
+
+def mean_iou(confusion: np.ndarray) -> float:
+    """Mean of the classes' IoU, mIoU (FCN, section 5); a class predicted but absent counts as 0."""
+    return _mean(iou(confusion))
+
+
+def frequency_weighted_iou(confusion: np.ndarray) -> float:
+    """IoU weighted by the classes' share of the pixels (FCN, section 5)."""
+    share = _ratio(confusion.sum(1), confusion.sum())
+    return float(np.nansum(share * iou(confusion))) if confusion.any() else float("nan")
+
+
+def summary(confusion: np.ndarray) -> dict[str, float]:
+    """The overall scores by name, mIoU first."""
+    scores = (mean_iou, pixel_accuracy, mean_accuracy, frequency_weighted_iou)
+    return {score.__name__: score(confusion) for score in scores}
+
+
+def per_class(confusion: np.ndarray) -> dict[str, np.ndarray]:
+    """The scores of each class by name, (N,) each."""
+    return {score.__name__: score(confusion) for score in (iou, precision, recall, f1)}

@@ -1,0 +1,41 @@
+"""VGG16's convolutions as FCN's trunk. This file knows no head and no pretrained weights."""
+
+import jax
+from flax import linen as nn
+from jax.typing import DTypeLike
+
+from segjax.models.layers import he_normal, max_pool
+
+
+class VGG16(nn.Module):
+    """The thirteen convolutions of VGG16 (Simonyan and Zisserman 2015, configuration D).
+
+    Fields:
+        widths: channels of the five blocks.
+        pad: zeros around conv1_1; the FCN authors' 100, or 1 for "same".
+        dtype: of the computation; parameters are float32.
+    """
+
+    widths: tuple[int, int, int, int, int] = (64, 128, 256, 512, 512)
+    pad: int = 1
+    dtype: DTypeLike | None = None
+
+    @nn.compact
+    def __call__(self, images: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+        """(B, H, W, C) -> pool3, pool4 and pool5, at strides 8, 16 and 32 (sizes rounded up)."""
+        x, pools = images, []
+        for block, (width, depth) in enumerate(zip(self.widths, (2, 2, 3, 3, 3), strict=True), 1):
+            for i in range(1, depth + 1):
+                pad = self.pad if block == i == 1 else 1
+                conv = nn.Conv(
+                    width,
+                    (3, 3),
+                    padding=pad,
+                    dtype=self.dtype,
+                    kernel_init=he_normal,
+                    name=f"conv{block}_{i}",
+                )
+                x = nn.relu(conv(x))
+            x = max_pool(x, ceil=True)
+            pools.append(x)
+        return pools[2], pools[3], pools[4]

@@ -1,0 +1,262 @@
+"""What a running training tells: to the terminal, to `metrics.jsonl` and to TensorBoard.
+
+It is handed numbers and knows no model, data set or device. It measures time by itself: the time
+from one `step` to the next, less what is spent under `paused`.
+"""
+
+import json
+import math
+import os
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from datetime import timedelta
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, NamedTuple, Self, TextIO
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn
+from rich.text import Text
+
+if TYPE_CHECKING:
+    from tensorboardX import SummaryWriter
+
+SECONDS_BETWEEN_LINES = 10.0  # where there is no terminal to draw a bar on
+
+
+class _Timing(NamedTuple):
+    seconds: float  # from the step before to this one, without pauses
+    waited: float  # of these, waiting for data
+
+
+class RunLog:
+    """The log of one training run; a context manager.
+
+    On a terminal a progress bar is kept up to date, elsewhere a plain line is printed at the first
+    and the last step and every ten seconds between. Every `log_every` steps, and at the last, a
+    line goes to `metrics.jsonl` and scalars go to TensorBoard.
+
+    A resumed run has `start > 0`. What an earlier process has logged beyond its last checkpoint is
+    dropped, as those steps are done again.
+
+    Args:
+      folder: the run folder; holds `metrics.jsonl` and `tensorboard/`.
+      total: the number of the last step.
+      start: the steps already done; the first one told is `start + 1`.
+      batch_size: images per step, over all processes.
+      log_every: steps per line of `metrics.jsonl`.
+      console: where to print; by default standard output.
+      quiet: write and print nothing, as all processes but the first must.
+      clock: seconds, from any origin.
+    """
+
+    _lines: TextIO
+    _events: "SummaryWriter"
+
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        total: int,
+        start: int,
+        batch_size: int,
+        log_every: int,
+        console: Console | None = None,
+        quiet: bool = False,
+        clock: Callable[[], float] = time.perf_counter,
+    ) -> None:
+        self._folder, self._total, self._start = folder, total, start
+        self._batch_size, self._log_every = batch_size, log_every
+        self._console = console or Console()
+        self._quiet, self._clock = quiet, clock
+        self._bar: Progress | None = None
+        self._task = TaskID(0)
+
+        self._losses: list[float] = []  # of the interval up to the next line of metrics.jsonl
+        self._interval: list[_Timing] = []
+        self._recent: deque[_Timing] = deque(maxlen=50)  # for the eye: steadier than one step
+        self._shown_loss = math.nan
+        self._first: tuple[int, float] | None = None  # the first step's number and end
+        self._last_line = -math.inf
+
+    def __enter__(self) -> Self:
+        self._began = self._mark = self._clock()
+        if self._quiet:
+            return self
+        from tensorboardX import SummaryWriter
+
+        self._folder.mkdir(parents=True, exist_ok=True)
+        metrics = self._folder / "metrics.jsonl"
+        _drop_lines_after(metrics, self._start)
+        self._lines = metrics.open("a", encoding="utf-8", buffering=1)  # flushed at each newline
+        # purge_step hides the events beyond the checkpoint, which an earlier process has written.
+        self._events = SummaryWriter(
+            str(self._folder / "tensorboard"), purge_step=self._start + 1, flush_secs=10
+        )
+        if self._console.is_terminal:
+            self._bar = Progress(
+                MofNCompleteColumn(),
+                BarColumn(bar_width=None),
+                TextColumn("{task.fields[facts]}", markup=False),
+                console=self._console,
+                expand=True,
+                refresh_per_second=4,
+            )
+            self._task = self._bar.add_task(
+                "", total=self._total, completed=self._start, facts="compiling the first step"
+            )
+            self._bar.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        if self._quiet:
+            return
+        if self._bar:
+            self._bar.stop()
+        self._lines.close()
+        self._events.close()
+
+    def step(
+        self, number: int, scalars: Mapping[str, float], *, learning_rate: float, waited: float
+    ) -> None:
+        """Tells that a step is finished.
+
+        Args:
+          number: the step's number, from `start + 1` to `total`.
+          scalars: what the step computed, "loss" among it.
+          learning_rate: the one the step used.
+          waited: seconds the loop waited for this step's data.
+        """
+        if self._quiet:
+            return
+        now = self._clock()
+        timing, self._mark = _Timing(now - self._mark, waited), now
+        if self._first is None:
+            self._first = number, now  # its time is that of the compilation, and counts nowhere
+        else:
+            self._interval.append(timing)
+            self._recent.append(timing)
+        loss = float(scalars["loss"])
+        self._losses.append(loss)
+        # A loss that is not finite is shown at once, and forgotten as soon as one is again.
+        smooth = math.isfinite(self._shown_loss)
+        self._shown_loss = 0.95 * self._shown_loss + 0.05 * loss if smooth else loss
+
+        last = number == self._total
+        if last or number % self._log_every == 0:
+            self._log(number, scalars, learning_rate)
+        self._show(number, learning_rate, now, last)
+
+    def scores(self, number: int, values: Mapping[str, float]) -> None:
+        """Tells the validation scores after a step, by name; "mean_iou" is what curves show."""
+        if self._quiet:
+            return
+        self._write(number, values)
+        self._to_tensorboard("val", number, values)
+        told = "  ".join(f"{name} {float(value):.4f}" for name, value in values.items())
+        self.say(f"step {number}  {told}")
+
+    def say(self, text: str) -> None:
+        """Prints a line, above the bar if there is one."""
+        if not self._quiet:
+            # Text and soft_wrap: printed as it is, no markup, and unbroken at a file's 80 columns.
+            self._console.print(Text(text), soft_wrap=True)
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Leaves what is done meanwhile, as evaluation, out of the images per second."""
+        began = self._clock()
+        try:
+            yield
+        finally:
+            self._mark += self._clock() - began
+
+    def _log(self, number: int, scalars: Mapping[str, float], learning_rate: float) -> None:
+        values = dict(scalars) | {
+            "loss": sum(self._losses) / len(self._losses),
+            "learning_rate": learning_rate,
+            "images_per_second": self._rate(self._interval),
+            "data_wait": _share_waited(self._interval),
+        }
+        self._losses, self._interval = [], []
+        self._write(number, values)
+        self._to_tensorboard("train", number, values)
+
+    def _write(self, number: int, values: Mapping[str, float]) -> None:
+        numbers = {name: float(value) for name, value in values.items()}
+        # JSON has no NaN and no infinity.
+        valid = {name: v if math.isfinite(v) else None for name, v in numbers.items()}
+        record = {"step": number, **valid, "time": time.time()}
+        self._lines.write(json.dumps(record, allow_nan=False) + "\n")
+
+    def _to_tensorboard(self, group: str, number: int, values: Mapping[str, float]) -> None:
+        for name, value in values.items():
+            self._events.add_scalar(f"{group}/{name}", float(value), number)
+        self._events.flush()
+
+    def _show(self, number: int, learning_rate: float, now: float, last: bool) -> None:
+        facts = [
+            f"loss {self._shown_loss:.4f}",
+            f"lr {learning_rate:.2e}",
+            f"{_told(self._rate(self._recent), '.1f')} img/s",
+            f"wait {_told(_share_waited(self._recent), '.0%')}",
+            f"{_duration(now - self._began)}<{_duration(self._seconds_left(number, now))}",
+        ]
+        if self._bar:
+            self._bar.update(self._task, completed=number, facts="  ".join(facts))
+        elif last or now - self._last_line >= SECONDS_BETWEEN_LINES:
+            self._last_line = now
+            self.say("  ".join([f"step {number}/{self._total}", *facts]))
+
+    def _rate(self, timings: "list[_Timing] | deque[_Timing]") -> float:
+        """Images per second, NaN before the second step."""
+        seconds = sum(timing.seconds for timing in timings)
+        return self._batch_size * len(timings) / seconds if seconds > 0 else math.nan
+
+    def _seconds_left(self, number: int, now: float) -> float:
+        """From the whole run so far, pauses included; NaN before the second step."""
+        first, ended = self._first or (number, now)
+        done = number - first
+        return (now - ended) / done * (self._total - number) if done else math.nan
+
+
+def _share_waited(timings: "list[_Timing] | deque[_Timing]") -> float:
+    seconds = sum(timing.seconds for timing in timings)
+    return sum(timing.waited for timing in timings) / seconds if seconds > 0 else math.nan
+
+
+def _told(value: float, form: str) -> str:
+    return "–" if math.isnan(value) else format(value, form)
+
+
+def _duration(seconds: float) -> str:
+    return "–" if math.isnan(seconds) else str(timedelta(seconds=round(seconds)))
+
+
+def _drop_lines_after(path: Path, step: int) -> None:
+    """Keeps the lines up to a step; a last one that is torn goes too."""
+    if not path.exists():
+        return
+    lines = path.read_bytes().splitlines(keepends=True)
+    kept = []
+    for number, line in enumerate(lines, 1):
+        try:
+            of_step = json.loads(line)["step"]
+        except (ValueError, TypeError, KeyError):
+            # Broken elsewhere than at the end: not a killed run's doing, so for a person to see.
+            if number < len(lines):
+                kept.append(line)
+            continue
+        if of_step <= step:
+            kept.append(line.rstrip(b"\r\n") + b"\n")
+    # A kill while writing must not cost the history.
+    temporary = path.with_name(path.name + ".partial")
+    temporary.write_bytes(b"".join(kept))
+    os.replace(temporary, path)

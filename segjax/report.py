@@ -1,0 +1,203 @@
+"""A run in tables and curves, for the terminal, a Markdown file and a PNG.
+
+Draws what it is given and reads `metrics.jsonl`; how a score is computed, or what a model is, it
+does not know. Scores are fractions, told with four decimals; a class that is absent has NaN,
+told as "–".
+"""
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from segjax.errors import SegjaxError
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+
+def score_table(
+    classes: Sequence[str], per_class: Mapping[str, ArrayLike], overall: Mapping[str, float]
+) -> "Table":
+    """Sets out the scores of each class for the terminal, the overall ones beneath.
+
+    Args:
+      classes: N names.
+      per_class: by name of the score, floats `(N,)`, NaN where a class is absent.
+      overall: by name, scores of all classes together.
+
+    Returns:
+      A table to print with rich.
+
+    Raises:
+      SegjaxError: a score has not one value per class.
+    """
+    from rich.table import Table
+    from rich.text import Text
+
+    width = max(map(len, overall), default=0)
+    beneath = [f"{name.replace('_', ' '):<{width}}  {_told(v)}" for name, v in overall.items()]
+    table = Table(caption=Text("\n".join(beneath)) if beneath else None, caption_justify="left")
+    table.add_column("class")
+    for name in per_class:
+        table.add_column(Text(name.replace("_", " ")), justify="right")
+    for row in _rows(classes, per_class):
+        table.add_row(*map(Text, row))  # Text: a name like "[sky]" is no markup
+    return table
+
+
+def scores_markdown(
+    classes: Sequence[str], per_class: Mapping[str, ArrayLike], overall: Mapping[str, float]
+) -> str:
+    """Sets out the same scores as `score_table` in Markdown: overall first, then each class.
+
+    Args:
+      classes: N names.
+      per_class: by name of the score, floats `(N,)`, NaN where a class is absent.
+      overall: by name, scores of all classes together.
+
+    Returns:
+      One or two tables, ending in a newline.
+
+    Raises:
+      SegjaxError: a score has not one value per class.
+    """
+    tables = []
+    if overall:
+        tables.append((["score", "value"], [[name, _told(v)] for name, v in overall.items()]))
+    tables.append((["class", *per_class], _rows(classes, per_class)))
+    return "\n".join(_markdown_table(heading, rows) for heading, rows in tables)
+
+
+def read_metrics(path: Path | str) -> list[dict[str, Any]]:
+    """Reads the lines of a `metrics.jsonl`, less a last one torn by the end of its process.
+
+    Args:
+      path: the file.
+
+    Returns:
+      One dict per line, in the order of the file.
+
+    Raises:
+      SegjaxError: there is no such file, or a line other than the last is broken.
+    """
+    try:
+        lines = Path(path).read_bytes().splitlines()
+    except OSError as error:
+        raise SegjaxError(f"{path}: expected a run's metrics, got: {error.strerror}.") from error
+    records = []
+    for number, line in enumerate(lines, 1):
+        try:
+            record = json.loads(line)
+        except ValueError:
+            record = None
+        if isinstance(record, dict):
+            records.append(record)
+        elif number < len(lines):
+            start = line[:40].decode(errors="replace")
+            raise SegjaxError(
+                f"{path}, line {number}: expected a JSON object, got {start!r}; "
+                "mend or delete the line."
+            )
+    return records
+
+
+def plot_curves(records: Sequence[Mapping[str, Any]], path: Path | str) -> None:
+    """Draws training loss, validation mean IoU and learning rate against the step, as a PNG.
+
+    Args:
+      records: the lines of a `metrics.jsonl`: those with "learning_rate" are of training and hold
+        "step" and "loss", those with "mean_iou" are of validation. A value may be None.
+      path: the PNG to write.
+
+    Raises:
+      SegjaxError: no record is of training or validation.
+    """
+    from matplotlib.figure import Figure  # without pyplot: no state beyond this function
+    from matplotlib.ticker import MaxNLocator
+
+    training = [record for record in records if "learning_rate" in record]
+    validation = [record for record in records if "mean_iou" in record]
+    if not training and not validation:
+        raise SegjaxError(
+            f"{path}: nothing to draw; expected records with learning_rate or mean_iou, "
+            f"got {len(records)} without."
+        )
+    heights = {"loss": 3.0} if training else {}
+    heights |= {"mean IoU": 2.0} if validation else {}
+    heights |= {"learning rate": 1.0} if training else {}
+
+    figure = Figure(figsize=(8, 1 + sum(heights.values())), dpi=120, layout="constrained")
+    grid = figure.subplots(
+        len(heights), sharex=True, squeeze=False, height_ratios=list(heights.values())
+    )
+    panels = dict(zip(heights, grid[:, 0], strict=True))
+    for name, panel in panels.items():
+        panel.set_ylabel(name)
+        panel.grid(alpha=0.25)
+        panel.spines[["top", "right"]].set_visible(False)
+        panel.margins(x=0.01)
+    if training:
+        steps, loss = _column(training, "step"), _column(training, "loss")
+        panels["loss"].plot(steps, loss, color="tab:blue", alpha=0.3, linewidth=0.8, label="logged")
+        panels["loss"].plot(steps, _smoothed(loss), color="tab:blue", label="smoothed")
+        panels["loss"].legend(frameon=False)
+        rate = panels["learning rate"]
+        rate.plot(steps, _column(training, "learning_rate"), color="tab:gray")
+        rate.set_ylim(bottom=0)
+        rate.ticklabel_format(axis="y", scilimits=(-2, 3))
+    if validation:
+        steps, scores = _column(validation, "step"), _column(validation, "mean_iou")
+        panel = panels["mean IoU"]
+        panel.plot(steps, scores, color="tab:orange", marker="o", markersize=4, linewidth=1)
+        if np.isfinite(scores).any():
+            best = int(np.nanargmax(scores))
+            panel.set_title(
+                f"best {scores[best]:.4f} at step {steps[best]:.0f}", loc="right", fontsize=9
+            )
+    last = grid[-1, 0]
+    last.set_xlabel("step")
+    last.xaxis.set_major_locator(MaxNLocator(integer=True))
+    figure.savefig(path, format="png")
+
+
+def _rows(classes: Sequence[str], per_class: Mapping[str, ArrayLike]) -> list[list[str]]:
+    columns = {name: np.asarray(values, float) for name, values in per_class.items()}
+    for name, values in columns.items():
+        if values.shape != (len(classes),):
+            raise SegjaxError(
+                f"{name}: expected a value for each of the {len(classes)} classes, "
+                f"got shape {values.shape}."
+            )
+    return [
+        [label, *(_told(values[i]) for values in columns.values())]
+        for i, label in enumerate(classes)
+    ]
+
+
+def _told(value: float) -> str:
+    return "–" if math.isnan(value) else f"{value:.4f}"
+
+
+def _markdown_table(heading: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    rule = ["---", *["---:"] * (len(heading) - 1)]
+    lines = [[cell.replace("|", "\\|") for cell in row] for row in [heading, rule, *rows]]
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+
+
+def _column(records: Sequence[Mapping[str, Any]], name: str) -> NDArray[np.float64]:
+    """One value per record; what is missing or None is NaN, a gap in the curve."""
+    return np.array([record.get(name) for record in records], np.float64)
+
+
+def _smoothed(values: NDArray[np.float64]) -> NDArray[np.float64]:
+    """The mean over a centred window of a twentieth of the curve, of the finite values in it."""
+    window = np.ones(len(values) // 40 * 2 + 1)
+    finite = np.isfinite(values)
+    total = np.convolve(np.where(finite, values, 0), window, "same")
+    count = np.convolve(finite, window, "same")
+    return np.where(count > 0, total / np.maximum(count, 1), np.nan)

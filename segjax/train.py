@@ -1,0 +1,225 @@
+"""The training step and the loop around it. Neither knows a model, a data set or a loss."""
+
+import math
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import flax
+import jax
+import jax.numpy as jnp
+import optax
+from flax import linen as nn
+
+from segjax.errors import SegjaxError
+
+Batch = Mapping[str, jax.Array]
+Scalars = Mapping[str, jax.Array]
+
+
+class State(flax.struct.PyTreeNode):
+    """All that training changes, and data only.
+
+    step: () int32, steps done.  params, batch_stats: as of `model.init`.  opt_state: optax's.
+    """
+
+    step: jax.Array
+    params: Any
+    batch_stats: Any
+    opt_state: Any
+
+    @property
+    def variables(self) -> dict[str, Any]:
+        """What `model.apply` takes."""
+        return {"params": self.params, "batch_stats": self.batch_stats}
+
+
+def make_state(
+    model: nn.Module,
+    optimizer: optax.GradientTransformation,
+    *,
+    key: jax.Array,
+    image_shape: Sequence[int],
+    sharding: jax.sharding.Sharding | None = None,
+) -> State:
+    """The state before the first step.
+
+    Args:
+        model: a network of `segjax.models`, or any that keeps to their contract.
+        optimizer: of optax.
+        key: for the parameters.
+        image_shape: (B, H, W, C) of a training input.
+        sharding: where it lies, `sharding.replicated(mesh)`; by default on one device.
+    """
+
+    def init(key: jax.Array) -> State:
+        variables = model.init(key, jnp.zeros(image_shape))
+        params = variables["params"]
+        stats = variables.get("batch_stats", {})
+        return State(jnp.zeros((), jnp.int32), params, stats, optimizer.init(params))
+
+    return jax.jit(init, out_shardings=sharding)(key)
+
+
+def make_train_step(
+    model: nn.Module,
+    optimizer: optax.GradientTransformation,
+    loss: Callable[[Any, jax.Array], jax.Array],
+    *,
+    prepare: Callable[[Batch], tuple[jax.Array, jax.Array]],
+    key: jax.Array,
+) -> Callable[[State, Batch], tuple[State, Scalars]]:
+    """The jitted training step; its first argument is donated.
+
+    Args:
+        model: whose `apply` returns an `Output`.
+        optimizer: of optax.
+        loss: (output, labels (B, H, W)) -> scalar over the global batch.
+        prepare: batch -> (network input (B, H, W, C), labels (B, H, W)): augmentation, scaling.
+        key: of dropout, folded with the step, so that a resumed run draws the same.
+
+    Returns:
+        (state, batch) -> (state, {"loss", "gradient_norm"}). The step is a pure function: on n
+        devices it computes what it computes on one.
+    """
+
+    def step(state: State, batch: Batch) -> tuple[State, Scalars]:
+        images, labels = prepare(batch)
+
+        def objective(params: Any) -> tuple[jax.Array, Any]:
+            output, changed = model.apply(
+                {"params": params, "batch_stats": state.batch_stats},
+                images,
+                train=True,
+                mutable=["batch_stats"],
+                rngs={"dropout": jax.random.fold_in(key, state.step)},
+            )
+            return loss(output, labels), changed.get("batch_stats", {})
+
+        (value, stats), gradients = jax.value_and_grad(objective, has_aux=True)(state.params)
+        updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
+        params = optax.apply_updates(state.params, updates)
+        scalars = {"loss": value, "gradient_norm": optax.global_norm(gradients)}
+        return State(state.step + 1, params, stats, opt_state), scalars
+
+    return jax.jit(step, donate_argnums=0)
+
+
+class Every(NamedTuple):
+    """Something to do after every `steps` steps and after the last one."""
+
+    steps: int
+    action: Callable[[int, State], None]
+
+
+def fit(
+    state: State,
+    train_step: Callable[[State, Batch], tuple[State, Scalars]],
+    batches: Iterator[Batch],
+    *,
+    until: int,
+    observe: Callable[[int, Mapping[str, float], float], None] = lambda number, scalars, wait: None,
+    every: Sequence[Every] = (),
+    rescue: Callable[[int, State], None] = lambda number, state: None,
+    stop: Callable[[], bool] = lambda: False,
+) -> State:
+    """Take training steps from `state.step` until `until`.
+
+    The scalars of a step are fetched after the next one has been sent off, so that the device
+    never waits for the host.
+
+    Args:
+        state: to go on from; it is donated, use the one returned.
+        train_step: of `make_train_step`.
+        batches: whose next one belongs to the next step.
+        until: the number of the last step.
+        observe: called with (step, scalars, seconds waited for its batch) once for every step.
+        every: what to do now and then; the step's scalars are known to be finite by then.
+        rescue: called with the last good (step, state) where the loop ends early: `stop` said so,
+            or the data raised. Not after a loss that is not finite, whose state is spoilt.
+        stop: asked after every step.
+
+    Returns:
+        The state after the last step taken.
+
+    Raises:
+        SegjaxError: loss or gradient not finite, naming the step; what `batches` raises.
+    """
+    start = int(state.step)
+    pending: tuple[int, Scalars, float] | None = None
+
+    def settle() -> None:
+        nonlocal pending
+        if pending is None:
+            return
+        number, scalars, wait = pending
+        pending = None
+        values = {name: float(x) for name, x in scalars.items()}
+        bad = [f"{name} is {x}" for name, x in values.items() if not math.isfinite(x)]
+        if bad:
+            raise SegjaxError(
+                f"Training stopped at step {number}: {' and '.join(bad)}. The last checkpoint, "
+                "from before, is kept. Try a lower learning rate, a longer warm-up or float32."
+            )
+        observe(number, values, wait)
+
+    for number in range(start + 1, until + 1):
+        asked = time.perf_counter()
+        try:
+            batch = next(batches)
+        except Exception:
+            settle()
+            rescue(number - 1, state)
+            raise
+        wait = time.perf_counter() - asked
+        state, scalars = train_step(state, batch)
+        settle()
+        pending = number, scalars, wait
+        due = [e.action for e in every if number % e.steps == 0 or number == until]
+        stopping = stop()
+        if due or stopping:
+            settle()
+        for action in due:
+            action(number, state)
+        if stopping and number < until:
+            rescue(number, state)
+            break
+    settle()
+    return state
+
+
+class Cost(NamedTuple):
+    """What a compiled step needs; memory in bytes per device."""
+
+    parameters: int
+    flops: float
+    arguments: int
+    temporaries: int
+    outputs: int
+    compile_seconds: float
+
+
+def step_cost(
+    train_step: Callable[[State, Batch], tuple[State, Scalars]], state: Any, batch: Any
+) -> Cost:
+    """Compile a step for shapes alone, without data, and ask the compiler what it takes.
+
+    Args:
+        train_step: of `make_train_step`.
+        state, batch: trees of `jax.ShapeDtypeStruct` (with shardings, for several devices).
+
+    Returns:
+        A `Cost`; FLOPs are the compiler's count, NaN where its backend does not tell.
+    """
+    started = time.perf_counter()
+    compiled = train_step.lower(state, batch).compile()  # type: ignore[attr-defined]
+    seconds = time.perf_counter() - started
+    memory = compiled.memory_analysis()
+    return Cost(
+        parameters=sum(p.size for p in jax.tree.leaves(state.params)),
+        flops=(compiled.cost_analysis() or {}).get("flops", math.nan),
+        arguments=memory.argument_size_in_bytes,
+        temporaries=memory.temp_size_in_bytes,
+        outputs=memory.output_size_in_bytes,
+        compile_seconds=seconds,
+    )

@@ -1,0 +1,195 @@
+"""What every network promises, on every network that the package holds.
+
+Networks are found, not listed; a new one only needs a row in `VARIANTS`.
+"""
+
+import dataclasses
+import importlib
+import inspect
+import pkgutil
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import linen as nn
+
+import segjax.models
+from segjax.errors import SegjaxError
+from segjax.models import FCN, Geometry, Output, UNet
+
+# Fields that make a network small enough for a test; several rows where geometries differ.
+VARIANTS = {
+    FCN: ({"widths": (2, 2, 3, 3, 3), "classifier_width": 4},),
+    UNet: (
+        {"widths": (2, 3, 4), "dropout": 0.5},
+        {"widths": (2, 3, 4), "padding": "valid", "norm": "none"},
+    ),
+}
+NUM_CLASSES = 3
+
+
+def find_modules() -> list[type[nn.Module]]:
+    """Every public Flax module that a file of segjax.models defines."""
+    files = [
+        importlib.import_module(f"segjax.models.{info.name}")
+        for info in pkgutil.iter_modules(segjax.models.__path__)
+    ]
+    return [
+        value
+        for file in files
+        for name, value in inspect.getmembers(file, inspect.isclass)
+        if issubclass(value, nn.Module)
+        and value.__module__ == file.__name__
+        and not name.startswith("_")
+    ]
+
+
+def own_fields(module: type[nn.Module]) -> list[dataclasses.Field]:
+    return [field for field in dataclasses.fields(module) if field.name not in ("parent", "name")]
+
+
+MODULES = find_modules()
+NETWORKS = [m for m in MODULES if "num_classes" in (field.name for field in own_fields(m))]
+CASES = [
+    pytest.param(network, fields, id=f"{network.__name__}-{i}")
+    for network in NETWORKS
+    for i, fields in enumerate(VARIANTS.get(network, ()))
+]
+each_network = pytest.mark.parametrize("network", NETWORKS, ids=lambda n: n.__name__)
+each_case = pytest.mark.parametrize("network, fields", CASES)
+
+
+def sides(model: nn.Module) -> tuple[int, int]:
+    """A small height and width that differ."""
+    height = model.geometry.fit(9)
+    return height, model.geometry.fit(height - 2 * model.geometry.margin + 1)
+
+
+def random_variables(model: nn.Module, channels: int = 3):
+    """No parameter at its first value: a network may start at zero."""
+    images = jnp.zeros((1, *sides(model), channels))
+    rng = np.random.default_rng(0)
+
+    def draw(path, leaf):
+        if path[-1].key in ("scale", "var"):
+            return rng.uniform(0.5, 1.5, leaf.shape).astype(np.float32)
+        spread = np.sqrt(2 / np.prod(leaf.shape[:-1])) if leaf.ndim > 1 else 0.3
+        return (spread * rng.normal(size=leaf.shape)).astype(np.float32)
+
+    shapes = jax.eval_shape(model.init, jax.random.key(0), images)
+    return jax.tree_util.tree_map_with_path(draw, shapes)
+
+
+def assert_output(output: Output, model: nn.Module, images) -> None:
+    """Logits of N classes and of the promised size; auxiliary ones of any size."""
+    assert isinstance(output, Output)
+    batch, height, width, _ = images.shape
+    margin = model.geometry.margin
+    assert output.logits.shape == (batch, height - 2 * margin, width - 2 * margin, NUM_CLASSES)
+    assert isinstance(output.auxiliary, tuple)
+    for logits in (output.logits, *output.auxiliary):
+        assert logits.dtype == jnp.float32
+        assert (logits.shape[0], logits.shape[-1], logits.ndim) == (batch, NUM_CLASSES, 4)
+
+
+def test_networks_are_found():
+    assert {FCN, UNet} <= set(NETWORKS)
+
+
+@pytest.mark.parametrize("module", MODULES, ids=lambda m: m.__name__)
+def test_a_docstring_tells_what_it_is(module):
+    # Flax and dataclasses write one of their own, the signature, where there is none.
+    assert module.__doc__ and not module.__doc__.startswith(f"{module.__name__}(")
+    assert inspect.getmodule(module).__doc__
+
+
+@each_network
+def test_the_package_exports_it_and_this_test_has_a_row(network):
+    assert getattr(segjax.models, network.__name__, None) is network
+    assert VARIANTS.get(network), (
+        f"{network.__name__} is a new network: give it a row in VARIANTS of {__file__} with "
+        "fields that make it a few channels wide."
+    )
+
+
+@each_network
+def test_num_classes_is_the_only_required_field(network):
+    required = [
+        field.name
+        for field in own_fields(network)
+        if field.default is field.default_factory is dataclasses.MISSING
+    ]
+    assert required == ["num_classes"]
+    assert own_fields(network)[0].name == "num_classes"
+
+
+@each_network
+def test_fields_are_hashable(network):
+    model = network(NUM_CLASSES)
+    for field in own_fields(network):
+        hash(getattr(model, field.name))
+    assert hash(model) == hash(network(NUM_CLASSES)) and model == network(NUM_CLASSES)
+
+
+@each_case
+@pytest.mark.parametrize("channels", [1, 3, 5])
+@pytest.mark.parametrize("train", [False, True])
+def test_output_for_any_number_of_channels(network, fields, channels, train):
+    model = network(NUM_CLASSES, **fields)
+    images = jax.ShapeDtypeStruct((2, *sides(model), channels), jnp.float32)
+
+    def forward(key, images):
+        variables = model.init(key, images)
+        return model.apply(
+            variables, images, train=train, rngs={"dropout": key}, mutable=["batch_stats"]
+        )
+
+    output, statistics = jax.eval_shape(forward, jax.random.key(0), images)
+    assert_output(output, model, images)
+    assert {leaf.dtype.name for leaf in jax.tree.leaves(statistics)} <= {"float32"}
+
+
+@each_case
+def test_bfloat16_gives_float32_logits(network, fields):
+    model = network(NUM_CLASSES, dtype=jnp.bfloat16, **fields)
+    images = jax.ShapeDtypeStruct((2, *sides(model), 3), jnp.bfloat16)
+    output, variables = jax.eval_shape(model.init_with_output, jax.random.key(0), images)
+    assert_output(output, model, images)
+    assert {leaf.dtype.name for leaf in jax.tree.leaves(variables)} == {"float32"}
+
+
+@each_case
+def test_sizes_that_fit_names_are_taken_and_others_refused(network, fields):
+    model = network(NUM_CLASSES, **fields)
+    geometry = model.geometry
+    assert isinstance(geometry, Geometry)
+    init = partial(jax.eval_shape, model.init, jax.random.key(0))
+    for size in range(1, 2 * geometry.stride + 2):
+        height, width = geometry.fit(size), geometry.fit(size + geometry.stride)
+        init(jax.ShapeDtypeStruct((1, height, width, 3), jnp.float32))
+    if geometry.stride > 1:
+        with pytest.raises(SegjaxError, match=f"got {height}×{width + 1}\\. "):
+            init(jax.ShapeDtypeStruct((1, height, width + 1, 3), jnp.float32))
+
+
+@each_case
+def test_evaluation_is_pure(network, fields):
+    """The same by jit and eagerly, at every call, and for a picture alone or among others."""
+    model = network(NUM_CLASSES, **fields)
+    variables = random_variables(model)
+    images = np.random.default_rng(1).normal(size=(3, *sides(model), 3)).astype(np.float32)
+    apply = jax.jit(partial(model.apply, train=False))
+    output = apply(variables, images)
+    assert_output(output, model, images)
+    assert all(np.ptp(logits) > 0 for logits in jax.tree.leaves(output))
+
+    def assert_close(got, want):
+        np.testing.assert_allclose(got, want, rtol=0, atol=1e-5 * np.abs(want).max())
+
+    jax.tree.map(np.testing.assert_array_equal, apply(variables, images), output)
+    jax.tree.map(assert_close, model.apply(variables, images), output)  # train is off by default
+    others = images.copy()
+    others[1:] = 7
+    jax.tree.map(lambda a, b: assert_close(a[0], b[0]), apply(variables, others), output)
