@@ -1,6 +1,7 @@
 """Checkpoints of a run, the newest and the best, written in the background; all of Orbax."""
 
 import logging
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -27,18 +28,24 @@ class Checkpoints:
         self._best = best
 
         def score(metrics: Mapping[str, float]) -> float:
-            return metrics.get(best, float("-inf"))
+            value = metrics.get(best, math.nan)
+            return -math.inf if math.isnan(value) else value  # Orbax would take NaN for the best
 
-        self._manager = ocp.CheckpointManager(
-            self.folder,
-            item_handlers=ocp.PyTreeCheckpointHandler(),
-            options=ocp.CheckpointManagerOptions(
-                best_fn=score,
-                preservation_policy=policy.AnyPreservationPolicy(
-                    [policy.LatestN(1), policy.BestN(n=1, get_metric_fn=score)]
-                ),
+        options = ocp.CheckpointManagerOptions(
+            best_fn=score,
+            preservation_policy=policy.AnyPreservationPolicy(
+                [policy.LatestN(1), policy.BestN(n=1, get_metric_fn=score)]
             ),
         )
+        try:
+            self._manager = ocp.CheckpointManager(
+                self.folder, item_handlers=ocp.PyTreeCheckpointHandler(), options=options
+            )
+        except ValueError as error:  # JSON
+            raise SegjaxError(
+                f"{self.folder}: the scores of a checkpoint, <step>/metrics/metrics, cannot be "
+                f"read ({error}). Remove the folder of that step to go on from another."
+            ) from error
 
     def __enter__(self) -> "Checkpoints":
         return self
@@ -76,6 +83,7 @@ class Checkpoints:
         Raises:
             SegjaxError: no such checkpoint, or one of another tree or other shapes, each named.
         """
+        self._manager.wait_until_finished()  # it may be the one that is being written
         where = self.folder / str(step)
         if step not in self._manager.all_steps():
             have = ", ".join(map(str, self._manager.all_steps())) or "none"
@@ -83,10 +91,9 @@ class Checkpoints:
         try:
             stored = _shapes(self._manager.item_metadata(step))
         except Exception as error:
-            raise SegjaxError(
-                f"{where}: the checkpoint cannot be read ({error}). Remove this folder to go on "
-                "from an earlier one."
-            ) from error
+            raise _unreadable(where, error) from error
+        if not stored:
+            raise _unreadable(where, "its list of arrays is missing")
         wanted = _shapes(like)
         fields = {name.split(".")[0] for name in wanted}
         stored = {name: shape for name, shape in stored.items() if name.split(".")[0] in fields}
@@ -103,14 +110,26 @@ class Checkpoints:
                 + more
                 + "\nUse the recipe that it was trained with, or another run folder."
             )
-        return self._manager.restore(
-            step,
-            args=ocp.args.PyTreeRestore(
-                like,
-                restore_args=ocp.checkpoint_utils.construct_restore_args(like),
-                partial_restore=True,
-            ),
-        )
+        try:
+            return self._manager.restore(
+                step,
+                args=ocp.args.PyTreeRestore(
+                    like,
+                    restore_args=ocp.checkpoint_utils.construct_restore_args(like),
+                    partial_restore=True,
+                ),
+            )
+        except Exception as error:
+            raise _unreadable(where, error) from error
+
+
+def _unreadable(where: Path, reason: object) -> SegjaxError:
+    """Of files that are damaged; the reason's first line, for Orbax appends pages."""
+    line = (str(reason).splitlines() or [type(reason).__name__])[0]
+    return SegjaxError(
+        f"{where}: the checkpoint cannot be read ({line[:200]}). Remove this folder to go on from "
+        "an earlier one."
+    )
 
 
 def _shapes(tree: Any) -> dict[str, tuple[int, ...]]:

@@ -45,6 +45,7 @@ from segjax.train import Batch, Every, State, fit, make_state, make_train_step, 
 Split = Literal["train", "val"]
 Which = Literal["best", "newest"]
 SHEET_ROWS = 6  # pictures on a preview sheet
+_COUNTS = ("steps", "batch_size", "evaluate_every", "log_every")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,6 +72,11 @@ class Recipe(abc.ABC):
     """Steps between evaluations, each followed by a checkpoint."""
     log_every: int = 20
     """Steps between lines of metrics.jsonl."""
+
+    def __post_init__(self) -> None:
+        for name, least in {"seed": 0}.items() | dict.fromkeys(_COUNTS, 1).items():
+            if (value := getattr(self, name)) < least:
+                raise SegjaxError(f"{name} is {value}; expected at least {least}.")
 
     @abc.abstractmethod
     def model(self) -> nn.Module:
@@ -240,8 +246,9 @@ def train(recipe: Recipe, folder: Path, *, name: str) -> None:
     evaluate(folder)
 
 
+@tyro.conf.configure(tyro.conf.PositionalRequiredArgs)
 def evaluate(
-    folder: Path,
+    run: Path,
     *,
     data: Path | None = None,
     batch_size: int | None = None,
@@ -250,68 +257,78 @@ def evaluate(
     """Score a run on its held-out data; write scores, curves and pictures to its report folder.
 
     Args:
-        folder: the run folder.
-        data: where the data lies now, if it has moved.
-        batch_size: pictures at a time, by default as in training; the scores do not depend on it.
-        checkpoint: which one.
+        run: The run folder.
+        data: Where the data lies now, if it has moved.
+        batch_size: Pictures at a time; the scores do not depend on it.
+        checkpoint: Which checkpoint.
 
     Returns:
         The overall scores by name.
+
+    Raises:
+        SegjaxError: there is no such run, or its data cannot be read.
     """
-    run = Run(folder)
-    source = run.rebuild("source")
+    stored = Run(run)
+    source = stored.rebuild("source")
     if data is not None:
         if not hasattr(source, "root"):
-            raise SegjaxError(f"{folder}: its data is not read from a folder; drop --data.")
+            raise SegjaxError(f"{run}: its data is not read from a folder; drop --data.")
         source = dataclasses.replace(source, root=data)
-    step, predict = _load(run, checkpoint)
+    step, predict = _load(stored, checkpoint)
     mesh = sharding.make_mesh()
-    batch_size = batch_size or run.fields["batch_size"]
+    batch_size = batch_size or stored.fields["batch_size"]
     sharding.check_batch_size(mesh, batch_size)
     confusion = _confusion(
-        predict, source, mesh, batch_size=batch_size, canvas=run.fields["canvas"]
+        predict, source, mesh, batch_size=batch_size, canvas=stored.fields["canvas"]
     )
     if jax.process_index() == 0:
-        _write_report(folder, source, predict, step, confusion)
+        _write_report(run, source, predict, step, confusion)
     return metrics.summary(confusion)
 
 
+@tyro.conf.configure(tyro.conf.PositionalRequiredArgs)
 def predict(
-    folder: Path, images: Sequence[Path], *, out: Path | None = None, checkpoint: Which = "best"
+    run: Path,
+    images: tyro.conf.Positional[tuple[Path, ...]],
+    *,
+    out: Path | None = None,
+    checkpoint: Which = "best",
 ) -> None:
-    """Write the label (palette PNG) and an overlay of pictures of any size.
+    """Write label PNGs and overlays of pictures of any size.
 
     Args:
-        folder: the run folder.
-        images: files that Pillow opens.
-        out: where to, by default `predictions` in the run folder.
-        checkpoint: which one.
+        run: The run folder.
+        images: Picture files.
+        out: Where to write; by default `predictions` in the run folder.
+        checkpoint: Which checkpoint.
 
     Raises:
         SegjaxError: pictures that cannot be read, after all others are done.
     """
-    run = Run(folder)
-    out = out or folder / "predictions"
+    stored = Run(run)
+    out = out or run / "predictions"
     stems = [path.stem for path in images]
     if twins := sorted({stem for stem in stems if stems.count(stem) > 1}):
         raise SegjaxError(
             f"Several pictures would be written to {out / twins[0]}.png; predict them into "
             "different folders with --out."
         )
-    _, predict_logits = _load(run, checkpoint)
-    palette = run.rebuild("palette")
+    if not images:
+        raise SegjaxError("No picture was named; give one or more files.")
+    _, logits = _load(stored, checkpoint)
+    palette = stored.rebuild("palette")
     out.mkdir(parents=True, exist_ok=True)
     unread = []
     for path in images:
         try:
-            image = read_picture(path, run.fields["channels"])
+            image = read_picture(path, stored.fields["channels"])
         except SegjaxError as error:
             unread.append(str(error))
             continue
-        label = inference.predict_label(predict_logits, image)
+        label = inference.predict_label(logits, image)
         visualise.save_mask(out / f"{path.stem}.png", label, palette)
         _save(visualise.overlay(image, label, palette), out / f"{path.stem}_overlay.png")
-        rich.print(f"{out / path.stem}.png  {path.stem}_overlay.png")
+        print(f"{out / path.stem}.png  {path.stem}_overlay.png")
     if unread:
         done = len(images) - len(unread)
         raise SegjaxError("\n".join([*unread, f"The other {done} of {len(images)} are done."]))
@@ -482,11 +499,19 @@ def use_compilation_cache() -> None:
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
 
 
-@contextmanager
-def told_errors() -> Iterator[None]:
-    """Tell a SegjaxError by its text alone, and exit with status 2."""
+def command(
+    verbs: Mapping[str, Any],
+    *,
+    description: str,
+    prog: str | None = None,
+    argv: Sequence[str] | None = None,
+) -> None:
+    """Run a verb as a command: a SegjaxError is told by its text alone, with exit status 2."""
+    use_compilation_cache()
     try:
-        yield
+        tyro.extras.subcommand_cli_from_dict(
+            dict(verbs), prog=prog, description=description, args=argv
+        )
     except SegjaxError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
@@ -516,40 +541,6 @@ def main(recipe: type[Recipe], argv: Sequence[str] | None = None) -> None:
             jax.distributed.initialize()
         train(recipe, run, name=name)
 
-    def evaluate_(
-        *,
-        run: Path = home,
-        data: Path | None = None,
-        batch_size: int | None = None,
-        checkpoint: Which = "best",
-    ) -> None:
-        """Score a run on its held-out data and write its report.
-
-        Args:
-            run: The run folder.
-            data: Where the data lies now, if it has moved.
-            batch_size: Pictures at a time; the scores do not depend on it.
-            checkpoint: Which checkpoint.
-        """
-        evaluate(run, data=data, batch_size=batch_size, checkpoint=checkpoint)
-
-    def predict_(
-        images: tyro.conf.Positional[tuple[Path, ...]],
-        *,
-        run: Path = home,
-        out: Path | None = None,
-        checkpoint: Which = "best",
-    ) -> None:
-        """Write label PNGs and overlays of pictures of any size.
-
-        Args:
-            images: Picture files.
-            run: The run folder.
-            out: Where to write; by default `predictions` in the run folder.
-            checkpoint: Which checkpoint.
-        """
-        predict(run, images, out=out, checkpoint=checkpoint)
-
     def cost_(recipe: given, *, run: Path = home) -> None:
         """Compile the training step without data; print parameters, FLOPs, memory, compile time.
 
@@ -559,12 +550,10 @@ def main(recipe: type[Recipe], argv: Sequence[str] | None = None) -> None:
         jax.config.update("jax_enable_compilation_cache", False)  # it would hide the time
         cost(recipe)
 
-    verbs: dict[str, Callable[..., Any]] = {
+    verbs = {
         "train": train_,
-        "evaluate": evaluate_,
-        "predict": predict_,
+        "evaluate": partial(evaluate, run=home),
+        "predict": partial(predict, run=home),
         "cost": cost_,
     }
-    use_compilation_cache()
-    with told_errors():
-        tyro.extras.subcommand_cli_from_dict(verbs, description=inspect.getdoc(recipe), args=argv)
+    command(verbs, description=inspect.getdoc(recipe) or "", argv=argv)

@@ -34,8 +34,9 @@ def cross_entropy(
     Returns:
         A float32 scalar; 0, with zero gradients, where no pixel is valid.
     """
-    logits = logits.astype(jnp.float32)
     valid = labels != ignore_label
+    # Already here: the gradient of an ignored pixel is 0 times that of its logits, NaN for an inf.
+    logits = jnp.where(valid[..., None], logits.astype(jnp.float32), 0)
     # A comparison with all classes instead of a gather: its gradient needs no scatter.
     chosen = labels[..., None] == jnp.arange(logits.shape[-1])
     per_pixel = jax.nn.logsumexp(logits, axis=-1) - jnp.where(chosen, logits, 0).sum(-1)
@@ -45,6 +46,6 @@ def cross_entropy(
         per_pixel *= jnp.where(chosen, weights, 0).sum(-1)
     if pixel_weights is not None:
         per_pixel *= jnp.asarray(pixel_weights, jnp.float32)
-    # where, not a product: 0 · inf at an ignored pixel would be NaN.
+    # where, not a product: 0 times a weight of inf at an ignored pixel would be NaN.
     total = jnp.where(valid, per_pixel, 0).sum()
     return total if reduction == "sum" else total / jnp.maximum(valid.sum(), 1)

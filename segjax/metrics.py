@@ -11,6 +11,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from segjax.errors import SegjaxError
+
 
 @partial(jax.jit, static_argnames=("num_classes", "ignore_label"))
 def confusion_matrix(
@@ -51,15 +53,23 @@ def evaluate(
 
     Returns:
         (N, N) int64.
+
+    Raises:
+        SegjaxError: the network has another number of classes.
     """
     total = np.zeros((num_classes, num_classes), np.int64)
     counts = None
     for batch in batches:
-        predictions = predict(batch["image"]).argmax(-1)
+        logits = predict(batch["image"])
+        if logits.shape[-1] != num_classes:
+            raise SegjaxError(
+                f"The network gives logits of {logits.shape[-1]} classes, expected {num_classes}; "
+                "evaluate it on data of its own classes."
+            )
         if counts is not None:  # fetched a batch late, so that the device never waits
             total += np.asarray(counts)
         counts = confusion_matrix(
-            batch["label"], predictions, num_classes=num_classes, ignore_label=ignore_label
+            batch["label"], logits.argmax(-1), num_classes=num_classes, ignore_label=ignore_label
         )
     return total if counts is None else total + np.asarray(counts)
 

@@ -9,7 +9,7 @@ import math
 import os
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
@@ -42,14 +42,14 @@ class RunLog:
     dropped, as those steps are done again.
 
     Args:
-      folder: the run folder; holds `metrics.jsonl` and `tensorboard/`.
-      total: the number of the last step.
-      start: the steps already done; the first one told is `start + 1`.
-      batch_size: images per step, over all processes.
-      log_every: steps per line of `metrics.jsonl`.
-      console: where to print; by default standard output.
-      quiet: write and print nothing, as all processes but the first must.
-      clock: seconds, from any origin.
+        folder: the run folder; holds `metrics.jsonl` and `tensorboard/`.
+        total: the number of the last step.
+        start: the steps already done; the first one told is `start + 1`.
+        batch_size: images per step, over all processes.
+        log_every: steps per line of `metrics.jsonl`.
+        console: where to print; by default standard output.
+        quiet: write and print nothing, as all processes but the first must.
+        clock: seconds, from any origin.
     """
 
     _lines: TextIO
@@ -101,7 +101,6 @@ class RunLog:
                 BarColumn(bar_width=None),
                 TextColumn("{task.fields[facts]}", markup=False),
                 console=self._console,
-                expand=True,
                 refresh_per_second=4,
             )
             self._task = self._bar.add_task(
@@ -129,10 +128,10 @@ class RunLog:
         """Tells that a step is finished.
 
         Args:
-          number: the step's number, from `start + 1` to `total`.
-          scalars: what the step computed, "loss" among it.
-          learning_rate: the one the step used.
-          waited: seconds the loop waited for this step's data.
+            number: the step's number, from `start + 1` to `total`.
+            scalars: what the step computed, "loss" among it.
+            learning_rate: the one the step used.
+            waited: seconds the loop waited for this step's data.
         """
         if self._quiet:
             return
@@ -215,7 +214,7 @@ class RunLog:
             self._last_line = now
             self.say("  ".join([f"step {number}/{self._total}", *facts]))
 
-    def _rate(self, timings: "list[_Timing] | deque[_Timing]") -> float:
+    def _rate(self, timings: Sequence[_Timing]) -> float:
         """Images per second, NaN before the second step."""
         seconds = sum(timing.seconds for timing in timings)
         return self._batch_size * len(timings) / seconds if seconds > 0 else math.nan
@@ -227,7 +226,7 @@ class RunLog:
         return (now - ended) / done * (self._total - number) if done else math.nan
 
 
-def _share_waited(timings: "list[_Timing] | deque[_Timing]") -> float:
+def _share_waited(timings: Sequence[_Timing]) -> float:
     seconds = sum(timing.seconds for timing in timings)
     return sum(timing.waited for timing in timings) / seconds if seconds > 0 else math.nan
 
@@ -248,13 +247,11 @@ def _drop_lines_after(path: Path, step: int) -> None:
     kept = []
     for number, line in enumerate(lines, 1):
         try:
-            of_step = json.loads(line)["step"]
+            keep = json.loads(line)["step"] <= step
         except (ValueError, TypeError, KeyError):
             # Broken elsewhere than at the end: not a killed run's doing, so for a person to see.
-            if number < len(lines):
-                kept.append(line)
-            continue
-        if of_step <= step:
+            keep = number < len(lines)
+        if keep:
             kept.append(line.rstrip(b"\r\n") + b"\n")
     # A kill while writing must not cost the history.
     temporary = path.with_name(path.name + ".partial")

@@ -26,25 +26,25 @@ def score_table(
     """Sets out the scores of each class for the terminal, the overall ones beneath.
 
     Args:
-      classes: N names.
-      per_class: by name of the score, floats `(N,)`, NaN where a class is absent.
-      overall: by name, scores of all classes together.
+        classes: N names.
+        per_class: by name of the score, floats `(N,)`, NaN where a class is absent.
+        overall: by name, scores of all classes together.
 
     Returns:
-      A table to print with rich.
+        A table to print with rich.
 
     Raises:
-      SegjaxError: a score has not one value per class.
+        SegjaxError: a score has not one value per class.
     """
     from rich.table import Table
     from rich.text import Text
 
     width = max(map(len, overall), default=0)
-    beneath = [f"{name.replace('_', ' '):<{width}}  {_told(v)}" for name, v in overall.items()]
+    beneath = [f"{name:<{width}}  {_told(v)}" for name, v in overall.items()]
     table = Table(caption=Text("\n".join(beneath)) if beneath else None, caption_justify="left")
     table.add_column("class")
     for name in per_class:
-        table.add_column(Text(name.replace("_", " ")), justify="right")
+        table.add_column(Text(name), justify="right")
     for row in _rows(classes, per_class):
         table.add_row(*map(Text, row))  # Text: a name like "[sky]" is no markup
     return table
@@ -56,15 +56,15 @@ def scores_markdown(
     """Sets out the same scores as `score_table` in Markdown: overall first, then each class.
 
     Args:
-      classes: N names.
-      per_class: by name of the score, floats `(N,)`, NaN where a class is absent.
-      overall: by name, scores of all classes together.
+        classes: N names.
+        per_class: by name of the score, floats `(N,)`, NaN where a class is absent.
+        overall: by name, scores of all classes together.
 
     Returns:
-      One or two tables, ending in a newline.
+        One or two tables, ending in a newline.
 
     Raises:
-      SegjaxError: a score has not one value per class.
+        SegjaxError: a score has not one value per class.
     """
     tables = []
     if overall:
@@ -77,13 +77,13 @@ def read_metrics(path: Path | str) -> list[dict[str, Any]]:
     """Reads the lines of a `metrics.jsonl`, less a last one torn by the end of its process.
 
     Args:
-      path: the file.
+        path: the file.
 
     Returns:
-      One dict per line, in the order of the file.
+        One dict per line, in the order of the file.
 
     Raises:
-      SegjaxError: there is no such file, or a line other than the last is broken.
+        SegjaxError: there is no such file, or a line other than the last is broken.
     """
     try:
         lines = Path(path).read_bytes().splitlines()
@@ -110,12 +110,12 @@ def plot_curves(records: Sequence[Mapping[str, Any]], path: Path | str) -> None:
     """Draws training loss, validation mean IoU and learning rate against the step, as a PNG.
 
     Args:
-      records: the lines of a `metrics.jsonl`: those with "learning_rate" are of training and hold
-        "step" and "loss", those with "mean_iou" are of validation. A value may be None.
-      path: the PNG to write.
+        records: the lines of a `metrics.jsonl`: those with "learning_rate" are of training and hold
+            "step" and "loss", those with "mean_iou" are of validation. A value may be None.
+        path: the PNG to write.
 
     Raises:
-      SegjaxError: no record is of training or validation.
+        SegjaxError: no record is of training or validation.
     """
     from matplotlib.figure import Figure  # without pyplot: no state beyond this function
     from matplotlib.ticker import MaxNLocator
@@ -146,9 +146,9 @@ def plot_curves(records: Sequence[Mapping[str, Any]], path: Path | str) -> None:
         panels["loss"].plot(steps, loss, color="tab:blue", alpha=0.3, linewidth=0.8, label="logged")
         panels["loss"].plot(steps, _smoothed(loss), color="tab:blue", label="smoothed")
         panels["loss"].legend(frameon=False)
-        rate = panels["learning rate"]
-        rate.plot(steps, _column(training, "learning_rate"), color="tab:gray")
-        rate.set_ylim(bottom=0)
+        rate, rates = panels["learning rate"], _column(training, "learning_rate")
+        rate.plot(steps, rates, color="tab:gray")
+        rate.fill_between(steps, rates, color="tab:gray", alpha=0.2, linewidth=0)
         rate.ticklabel_format(axis="y", scilimits=(-2, 3))
     if validation:
         steps, scores = _column(validation, "step"), _column(validation, "mean_iou")

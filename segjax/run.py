@@ -45,14 +45,12 @@ class Run:
         self.folder = folder
         path = folder / "recipe.json"
         try:
-            self._stored = json.loads(path.read_text())
+            self._stored = _read(path)
         except FileNotFoundError:
             raise SegjaxError(
                 f"{folder}: no run here (recipe.json is missing). Train one first, or name the "
                 "folder of another."
             ) from None
-        except ValueError as error:
-            raise SegjaxError(f"{path}: no valid JSON ({error}). Restore the file.") from error
 
     @property
     def fields(self) -> Mapping[str, Any]:
@@ -63,7 +61,7 @@ class Run:
         """The "model", "normalise" or "source" (held-out data) of the recipe, made anew."""
         try:
             return _rebuild(self._part(part))
-        except (ImportError, AttributeError, TypeError, ValueError) as error:
+        except (ImportError, AttributeError, KeyError, TypeError, ValueError) as error:
             raise SegjaxError(
                 f"{self.folder / 'recipe.json'}: its {part} cannot be rebuilt: {error}. It was "
                 f"written by segjax {self._part('segjax')}, this is {segjax.__version__}; a class "
@@ -85,7 +83,8 @@ class Run:
                 f"{self.folder} is a run of the recipe {self._part('recipe')}, not "
                 f"{wanted['recipe']}. Name another folder with --run."
             )
-        have, want = _settings(self._stored), _settings(wanted)
+        have = _settings(self._part("fields"), self._part("model"))
+        want = _settings(wanted["fields"], wanted["model"])
         changed = [
             f"  {name}: {have.get(name)} in the run, {want.get(name)} asked for"
             for name in sorted({*have, *want} - _MAY_CHANGE)
@@ -125,9 +124,11 @@ def start_run(
     }
     wanted = json.loads(json.dumps(wanted))  # as it would be read
     path = folder / "recipe.json"
+    # Listed first, for the first process of several may be writing the recipe just now.
+    held = {p.name for p in folder.iterdir()} if folder.is_dir() else set()
     if path.exists():
         Run(folder)._compare(wanted)
-    elif folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+    elif folder.is_file() or held - {"recipe.json.partial"}:
         raise SegjaxError(
             f"{folder}: exists, but holds no run (no recipe.json). Name another folder with --run."
         )
@@ -135,7 +136,7 @@ def start_run(
         folder.mkdir(parents=True, exist_ok=True)
         write_whole(path, json.dumps(wanted, indent=1))
         starts = folder / "environment.json"
-        before = json.loads(starts.read_text()) if starts.exists() else []
+        before = _read(starts) if starts.exists() else []
         write_whole(starts, json.dumps([*before, _environment()], indent=1))
 
 
@@ -146,10 +147,17 @@ def write_whole(path: Path, text: str) -> None:
     os.replace(unfinished, path)
 
 
-def _settings(stored: Mapping[str, Any]) -> dict[str, Any]:
-    """The fields of the recipe and of its network, under one name each."""
-    model = {f"model {name}": value for name, value in stored["model"]["fields"].items()}
-    return dict(stored["fields"]) | model
+def _read(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise SegjaxError(f"{path}: no valid JSON ({error}). Restore the file.") from error
+
+
+def _settings(fields: Mapping[str, Any], model: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields of the recipe, the class of its network and that one's fields, a name each."""
+    of_model = {f"model {name}": value for name, value in model["fields"].items()}
+    return {**fields, "model": model["class"], **of_model}
 
 
 def _describe(thing: Any) -> Any:
@@ -162,7 +170,14 @@ def _describe(thing: Any) -> Any:
         return {name: _describe(value) for name, value in thing.items()}
     if isinstance(thing, tuple | list):
         return [_describe(x) for x in thing]
-    return str(thing.absolute()) if isinstance(thing, Path) else thing
+    if thing is None or isinstance(thing, str | int | float):
+        return thing
+    if isinstance(thing, Path):
+        return str(thing.absolute())
+    raise SegjaxError(
+        f"{thing!r} cannot be written to recipe.json. Networks, sources and recipes hold numbers, "
+        "strings, paths, tuples and dataclasses of these; give a dtype by its name, as 'bfloat16'."
+    )
 
 
 _LINEN = {"parent", "name"}  # fields that Linen gives to every module
@@ -176,7 +191,7 @@ def _rebuild(stored: Any) -> Any:
         return stored
     module, _, name = stored["class"].partition(":")
     cls: Any = getattr(importlib.import_module(module), name)
-    if not hasattr(cls, "__dataclass_fields__"):
+    if not (isinstance(cls, type) and dataclasses.is_dataclass(cls)):
         raise TypeError(f"{stored['class']} is no dataclass")
     fields = {name: _rebuild(value) for name, value in stored["fields"].items()}
     return cls(**fields)

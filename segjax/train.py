@@ -99,7 +99,7 @@ def make_train_step(
         (value, stats), gradients = jax.value_and_grad(objective, has_aux=True)(state.params)
         updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
-        scalars = {"loss": value, "gradient_norm": optax.global_norm(gradients)}
+        scalars = {"loss": value, "gradient_norm": optax.tree.norm(gradients)}
         return State(state.step + 1, params, stats, opt_state), scalars
 
     return jax.jit(step, donate_argnums=0)

@@ -23,14 +23,14 @@ def colourise(label: ArrayLike, palette: ArrayLike) -> NDArray[np.uint8]:
     """Gives every class its colour, and void that of PASCAL VOC.
 
     Args:
-      label: integer `(H, W)`, class indices below N, or 255 = void.
-      palette: uint8 `(N, 3)`, RGB.
+        label: integer `(H, W)`, class indices below N, or 255 = void.
+        palette: uint8 `(N, 3)`, RGB.
 
     Returns:
-      uint8 `(H, W, 3)`.
+        uint8 `(H, W, 3)`.
 
     Raises:
-      SegjaxError: the label map is no `(H, W)` of integers or holds a class without a colour.
+        SegjaxError: the label map is no `(H, W)` of integers or holds a class without a colour.
     """
     colours = _colour_table(palette)
     return colours[_checked_label(label, palette)]
@@ -45,16 +45,16 @@ def overlay(
     around the objects. Set it to 255 in `label` to leave the picture as it is there.
 
     Args:
-      image: uint8 `(H, W, C)`, C = 1 (grey), 3 (RGB) or 4 (RGBA, the alpha is left out).
-      label: integer `(H, W)`; the picture is untouched where it is 255.
-      palette: uint8 `(N, 3)`, RGB.
-      opacity: float in [0, 1]; 0 is the picture alone, 1 the colours alone.
+        image: uint8 `(H, W, C)`, C = 1 (grey), 3 (RGB) or 4 (RGBA, the alpha is left out).
+        label: integer `(H, W)`; the picture is untouched where it is 255.
+        palette: uint8 `(N, 3)`, RGB.
+        opacity: float in [0, 1]; 0 is the picture alone, 1 the colours alone.
 
     Returns:
-      uint8 `(H, W, 3)`.
+        uint8 `(H, W, 3)`.
 
     Raises:
-      SegjaxError: image and label differ in size, or one of them is malformed.
+        SegjaxError: image and label differ in size, or one of them is malformed.
     """
     picture, colours = _rgb(image), colourise(label, palette)
     _check_same_size(picture, colours)
@@ -71,12 +71,12 @@ def save_mask(path: Path | str, label: ArrayLike, palette: ArrayLike) -> None:
     """Writes a label map as a palette PNG, whose stored indices are the classes (255 = void).
 
     Args:
-      path: the PNG to write.
-      label: integer `(H, W)`, class indices below N, or 255 = void.
-      palette: uint8 `(N, 3)`, RGB.
+        path: the PNG to write.
+        label: integer `(H, W)`, class indices below N, or 255 = void.
+        palette: uint8 `(N, 3)`, RGB.
 
     Raises:
-      SegjaxError: the label map is no `(H, W)` of integers or holds a class without a colour.
+        SegjaxError: the label map is no `(H, W)` of integers or holds a class without a colour.
     """
     mask = Image.fromarray(_checked_label(label, palette))
     mask.putpalette(_colour_table(palette).tobytes())  # turns the mode from "L" to "P"
@@ -91,16 +91,16 @@ def preview_sheet(rows: Sequence[Row], classes: Sequence[str], palette: ArrayLik
     is left out where no row has one.
 
     Args:
-      rows: at least one `(image, truth, prediction)`: uint8 `(H, W, C)`, integer `(H, W)` or
-        None, integer `(H, W)`.
-      classes: N names.
-      palette: uint8 `(N, 3)`, RGB.
+        rows: at least one `(image, truth, prediction)`: uint8 `(H, W, C)`, integer `(H, W)` or
+            None, integer `(H, W)`.
+        classes: N names.
+        palette: uint8 `(N, 3)`, RGB.
 
     Returns:
-      An RGB picture.
+        An RGB picture.
 
     Raises:
-      SegjaxError: there is no row, or a row's arrays are malformed or differ in size.
+        SegjaxError: there is no row, or a row's arrays are malformed or differ in size.
     """
     if not rows:
         raise SegjaxError("preview_sheet: expected at least one row, got none.")
@@ -132,7 +132,7 @@ def preview_sheet(rows: Sequence[Row], classes: Sequence[str], palette: ArrayLik
     widths = [cell.width for row in cells for cell in row if cell is not None]
     cell_width = max(*widths, 96)  # 96: room for the headings over narrow thumbnails
     heights = [max(cell.height for cell in row if cell is not None) for row in cells]
-    names = {classes[i] if i != VOID else "void": table[i] for i in sorted(present)}
+    names = [(classes[i] if i != VOID else "void", table[i]) for i in sorted(present)]
     legend = _legend(names, len(headings) * (cell_width + gap) - gap, font)
     legend_top = gap + heading_height + sum(heights) + gap * len(heights)
     size = (gap + legend.width + gap, legend_top + legend.height + gap)
@@ -156,18 +156,18 @@ def preview_sheet(rows: Sequence[Row], classes: Sequence[str], palette: ArrayLik
 
 
 def _legend(
-    colours: dict[str, NDArray[np.uint8]],
+    entries: Sequence[tuple[str, NDArray[np.uint8]]],
     width: int,
     font: ImageFont.FreeTypeFont | ImageFont.ImageFont,
 ) -> Image.Image:
     """Names beside their colours, in as many columns as `width` holds; one may be wider than it."""
     swatch, line = 16, 24
-    entry = swatch + 8 + max(int(font.getlength(name)) for name in colours) + 16
-    columns = max(1, width // entry)
-    legend = Image.new("RGB", (max(width, entry), -(-len(colours) // columns) * line), "white")
+    step = swatch + 8 + max(int(font.getlength(name)) for name, _ in entries) + 16
+    columns = max(1, width // step)
+    legend = Image.new("RGB", (max(width, step), -(-len(entries) // columns) * line), "white")
     draw = ImageDraw.Draw(legend)
-    for place, (name, colour) in enumerate(colours.items()):
-        top, left = (place // columns) * line, (place % columns) * entry
+    for place, (name, colour) in enumerate(entries):
+        top, left = (place // columns) * line, (place % columns) * step
         draw.rectangle((left, top, left + swatch, top + swatch), tuple(colour.tolist()), "#bbb")
         draw.text((left + swatch + 8, top + swatch // 2), name, "#222", font, anchor="lm")
     return legend

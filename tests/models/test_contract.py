@@ -23,8 +23,8 @@ from segjax.models import FCN, Geometry, Output, UNet
 VARIANTS = {
     FCN: ({"widths": (2, 2, 3, 3, 3), "classifier_width": 4},),
     UNet: (
-        {"widths": (2, 3, 4), "dropout": 0.5},
-        {"widths": (2, 3, 4), "padding": "valid", "norm": "none"},
+        {"widths": (2, 3), "dropout": 0.5},
+        {"widths": (2, 3), "padding": "valid", "norm": "none"},
     ),
 }
 NUM_CLASSES = 3

@@ -20,7 +20,7 @@ from segjax.models.layers import (
     max_pool,
 )
 
-SIZES = [(6, 4), (5, 8), (4, 7), (3, 5)]
+SIZES = [(4, 7), (5, 8), (3, 5)]
 GEOMETRIES = [
     Geometry(stride=4, minimum=4),
     Geometry(stride=4, minimum=44, margin=20),
@@ -28,7 +28,10 @@ GEOMETRIES = [
     Geometry(stride=1, minimum=1),
 ]
 # These many small programs take longer to compile than to run.
-jit = partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
+jit = partial(
+    jax.jit,
+    compiler_options={"xla_backend_optimization_level": 0, "xla_cpu_use_fusion_emitters": False},
+)
 
 
 @pytest.fixture
@@ -92,7 +95,7 @@ def test_max_pool_of_a_single_pixel():
 @pytest.mark.parametrize("fill", [0.0, -np.inf])
 def test_max_pool_of_equal_entries_has_the_first_ones_gradient(fill):
     x = jnp.full((1, 3, 3, 1), fill)
-    value, pull = jax.vjp(jit(partial(max_pool, ceil=True)), x)
+    value, pull = jax.vjp(partial(max_pool, ceil=True), x)
     np.testing.assert_array_equal(value, jnp.full((1, 2, 2, 1), fill))
     (gradient,) = pull(jnp.ones((1, 2, 2, 1)))
     np.testing.assert_array_equal(gradient[0, :, :, 0], [[1, 0, 1], [0, 0, 0], [1, 0, 1]])
@@ -107,7 +110,8 @@ def test_max_pool_hands_a_nan_on_from_every_place(position):
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float32"])
 def test_max_pool_keeps_the_type(dtype):
-    assert max_pool(jnp.zeros((1, 3, 3, 1), dtype), ceil=True).dtype == dtype
+    x = jax.ShapeDtypeStruct((1, 3, 3, 1), dtype)
+    assert jax.eval_shape(partial(max_pool, ceil=True), x).dtype == dtype
 
 
 @pytest.fixture

@@ -7,13 +7,18 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import linen as nn
 from flax.errors import InvalidRngError
 
 from segjax.errors import SegjaxError
 from segjax.models import UNet
+from segjax.models.layers import UpConv
 
 # These small programs take longer to compile than to run.
-jit = partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
+jit = partial(
+    jax.jit,
+    compiler_options={"xla_backend_optimization_level": 0, "xla_cpu_use_fusion_emitters": False},
+)
 WIDTHS = (3, 4, 5)
 
 
@@ -203,7 +208,7 @@ def torch_unet(torch, params, statistics, images, *, levels, padding, train):
     "padding, norm, train, widths",
     [
         ("same", "batch", True, WIDTHS),
-        ("same", "batch", False, WIDTHS),
+        ("same", "batch", False, (4, 3)),
         ("same", "none", False, (3, 4)),
         ("valid", "batch", True, (4, 3)),
         ("valid", "batch", False, (3, 4)),
@@ -335,6 +340,23 @@ def test_bfloat16_stays_near_float32():
     output, statistics = train(images)
     assert output.logits.dtype == jnp.float32
     assert {leaf.dtype.name for leaf in jax.tree.leaves(statistics)} == {"float32"}
+
+
+def test_dtype_is_that_of_every_convolution_but_the_last():
+    model = UNet(2, widths=WIDTHS, dtype=jnp.bfloat16)
+
+    def forward(images):
+        key, convolutions = (
+            jax.random.key(0),
+            lambda module, _: isinstance(module, nn.Conv | UpConv),
+        )
+        return model.init_with_output(key, images, capture_intermediates=convolutions)
+
+    _, variables = jax.eval_shape(forward, jax.ShapeDtypeStruct((1, 8, 8, 3), jnp.float32))
+    seen = variables["intermediates"]
+    assert seen.pop("logits")["__call__"][0].dtype == jnp.float32
+    types = [leaf.dtype for leaf in jax.tree.leaves(seen)]
+    assert types == [jnp.bfloat16] * 12  # 2 for each of 5 levels, 2 up-convolutions
 
 
 def test_dropout_is_for_training_and_needs_its_key():

@@ -1,0 +1,354 @@
+"""What every loss, score, source and augmentation promises, and that all of them are documented.
+
+Members are found, not listed: a new one is under test as soon as it is written.
+"""
+
+import dataclasses
+import importlib
+import inspect
+import pickle
+import pkgutil
+from functools import partial
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from PIL import Image
+
+import segjax
+import segjax.data
+from segjax import losses, metrics
+from segjax.data import augment
+
+
+def own(module, kind):
+    """The public functions or classes that a module itself defines."""
+    return [
+        value
+        for name, value in inspect.getmembers(module)
+        if kind(inspect.unwrap(value) if callable(value) else value)
+        and getattr(value, "__module__", None) == module.__name__
+        and not name.startswith("_")
+    ]
+
+
+def modules(package):
+    """A package and all that is in it."""
+    found = pkgutil.walk_packages(package.__path__, f"{package.__name__}.")
+    return [package, *(importlib.import_module(info.name) for info in found)]
+
+
+def parameters(function):
+    return list(inspect.signature(function).parameters.values())
+
+
+def names(function):
+    return [parameter.name for parameter in parameters(function)]
+
+
+def each(name, values):
+    assert values, f"nothing found to be {name}"
+    return pytest.mark.parametrize(name, values, ids=lambda value: value.__name__)
+
+
+# Losses: (logits, labels, *, ignore_label=255, …) -> scalar
+
+LOSSES = own(losses, inspect.isfunction)
+LOGITS = np.random.default_rng(0).normal(size=(2, 3, 4, 5)).astype(np.float32)
+LABELS = np.random.default_rng(1).choice([0, 1, 2, 3, 4, 255], (2, 3, 4)).astype(np.uint8)
+each_loss = each("loss", LOSSES)
+
+
+@each_loss
+def test_a_loss_takes_logits_and_labels_and_options_with_defaults(loss):
+    logits, labels, *options = parameters(loss)
+    assert (logits.name, labels.name) == ("logits", "labels")
+    assert all(option.kind is option.KEYWORD_ONLY for option in options)
+    assert all(option.default is not option.empty for option in options)
+    assert inspect.signature(loss).parameters["ignore_label"].default == 255
+    for shape in ("(B, H, W, N)", "(B, H, W)"):
+        assert shape in loss.__doc__, f"the docstring does not say which argument is {shape}"
+
+
+@each_loss
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_loss_is_a_finite_float32_scalar_with_finite_gradients(loss, dtype):
+    logits = jnp.asarray(LOGITS, dtype)
+    value, gradient = jax.value_and_grad(loss)(logits, LABELS)
+    assert (value.shape, value.dtype) == ((), jnp.float32)
+    assert value > 0
+    assert np.isfinite(value)
+    assert gradient.dtype == dtype
+    assert np.isfinite(gradient.astype(jnp.float32)).all()
+    assert np.any(gradient)
+    np.testing.assert_allclose(jax.jit(loss)(logits, LABELS), value, rtol=1e-5)
+
+
+@each_loss
+def test_a_loss_of_nothing_valid_is_zero_with_finite_gradients(loss):
+    value, gradient = jax.value_and_grad(loss)(LOGITS, np.full_like(LABELS, 255))
+    assert value == 0
+    assert np.isfinite(gradient).all()
+
+
+@each_loss
+@pytest.mark.parametrize("ignored", [255, 3])
+@pytest.mark.parametrize("bad", [1e4, np.nan])
+def test_a_loss_does_not_see_ignored_pixels(loss, ignored, bad):
+    labels = np.where(LABELS == 255, np.uint8(ignored), LABELS)
+    value_and_grad = jax.value_and_grad(partial(loss, ignore_label=ignored))
+    value, gradient = value_and_grad(LOGITS, labels)
+    logits = LOGITS.copy()
+    logits[labels == ignored, 0] = bad
+    got_value, got_gradient = value_and_grad(logits, labels)
+    assert got_value == value
+    np.testing.assert_array_equal(got_gradient, gradient)
+    assert not np.any(gradient[labels == ignored])
+
+
+# Scores: (N, N) confusion -> (N,), a number, or a dict of them
+
+SCORES = [f for f in own(metrics, inspect.isfunction) if names(f) == ["confusion"]]
+each_score = each("score", SCORES)
+CONFUSION = np.array([[7, 2, 0, 1], [3, 4, 1, 0], [0, 0, 6, 2], [1, 0, 0, 9]], np.int64)
+
+
+@each_score
+def test_a_score_of_a_perfect_matrix_is_one(score):
+    for values in jax.tree.leaves(score(np.diag([3, 1, 2**40]).astype(np.int64))):
+        np.testing.assert_array_equal(values, np.ones_like(values))
+
+
+@each_score
+def test_a_score_of_no_hit_is_zero(score):
+    for values in jax.tree.leaves(score(np.array([[0, 3], [4, 0]]))):
+        np.testing.assert_array_equal(values, np.zeros_like(values))
+
+
+@each_score
+def test_a_score_lies_between_zero_and_one_and_follows_the_classes(score):
+    order = np.array([2, 0, 3, 1])
+    scores, permuted = score(CONFUSION), score(CONFUSION[np.ix_(order, order)])
+    assert jax.tree.structure(scores) == jax.tree.structure(permuted)
+    for a, b in zip(jax.tree.leaves(scores), jax.tree.leaves(permuted), strict=True):
+        assert np.shape(a) in {(), (4,)}
+        assert np.all(np.greater_equal(a, 0) & np.less_equal(a, 1))
+        np.testing.assert_allclose(b, a[order] if np.ndim(a) else a)
+
+
+@each_score
+def test_a_score_of_nothing_is_nan_without_a_warning(score):
+    for values in jax.tree.leaves(score(np.zeros((3, 3), np.int64))):
+        assert np.isnan(values).all()
+
+
+@each_score
+def test_an_absent_class_changes_no_other_score(score):
+    grown = np.pad(CONFUSION, (0, 1))
+    for a, b in zip(*(jax.tree.leaves(score(m)) for m in (CONFUSION, grown)), strict=True):
+        np.testing.assert_allclose(b[:4] if np.ndim(b) else b, a)
+        assert np.ndim(b) == 0 or np.isnan(b[4])
+
+
+# Sources: a sequence of {"image", "label", "id"} with classes and palette
+
+
+def make_folder(cls, path):
+    for name, shape in {"images": (4, 6, 3), "masks": (4, 6)}.items():
+        (path / name).mkdir()
+        for i in range(3):
+            pixels = np.resize(np.array([i, 1, 0, 255], np.uint8), shape)
+            Image.fromarray(pixels).save(path / name / f"{i}.png")
+    return cls(path, classes=("a", "b", "c"), palette=((0, 0, 0), (1, 1, 1), (2, 2, 2)))
+
+
+# Class -> how to make a small one of at least two examples, given an empty folder.
+MAKE_SOURCE = {
+    "Shapes": lambda cls, path: cls(length=3, size=(32, 40)),
+    "Folder": make_folder,
+}
+SOURCES = [
+    cls
+    for module in modules(segjax.data)
+    for cls in own(module, inspect.isclass)
+    if dataclasses.is_dataclass(cls) and hasattr(cls, "__getitem__") and hasattr(cls, "__len__")
+]
+each_source = each("cls", SOURCES)
+
+
+def make_source(cls, path: Path):
+    assert cls.__name__ in MAKE_SOURCE, (
+        f"{cls.__module__}.{cls.__name__} looks like a source, but MAKE_SOURCE does not say how "
+        "to make a small one; add a row for it."
+    )
+    return MAKE_SOURCE[cls.__name__](cls, path)
+
+
+def assert_same(got, want):
+    assert got["id"] == want["id"]
+    np.testing.assert_array_equal(got["image"], want["image"])
+    np.testing.assert_array_equal(got["label"], want["label"])
+
+
+@each_source
+def test_a_source_is_a_frozen_value(cls, tmp_path):
+    source = make_source(cls, tmp_path)
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        setattr(source, dataclasses.fields(cls)[0].name, None)
+    assert source == dataclasses.replace(source)
+    assert hash(source) == hash(dataclasses.replace(source))
+
+
+@each_source
+def test_a_source_names_and_colours_its_classes(cls, tmp_path):
+    source = make_source(cls, tmp_path)
+    assert isinstance(source.classes, tuple)
+    assert isinstance(source.palette, tuple)
+    assert len(source.classes) == len(set(source.classes)) == len(source.palette)
+    assert all(isinstance(name, str) for name in source.classes)
+    assert np.shape(source.palette) == (len(source.classes), 3)
+    assert 0 <= np.min(source.palette) <= np.max(source.palette) <= 255
+
+
+@each_source
+def test_a_source_holds_examples(cls, tmp_path):
+    source = make_source(cls, tmp_path)
+    assert len(source) >= 2, "make one of at least two examples"
+    for i in range(len(source)):
+        example = source[i]
+        assert example.keys() == {"image", "label", "id"}
+        image, label = example["image"], example["label"]
+        assert image.dtype == label.dtype == np.uint8
+        assert image.ndim == 3
+        assert image.shape[:2] == label.shape
+        assert np.isin(label, [*range(len(source.classes)), 255]).all()
+        assert isinstance(example["id"], str)
+    assert len({source[i]["id"] for i in range(len(source))}) == len(source)
+
+
+@each_source
+def test_a_source_gives_the_same_example_every_time(cls, tmp_path):
+    source = make_source(cls, tmp_path)
+    copy = pickle.loads(pickle.dumps(source))
+    assert copy == source
+    for i in range(len(source)):
+        first = source[i]
+        first["image"][:] = 0  # to change it is the reader's right
+        assert_same(source[i], copy[i])
+
+
+@each_source
+def test_a_source_is_indexed_like_a_list(cls, tmp_path):
+    source = make_source(cls, tmp_path)
+    assert_same(source[-1], source[len(source) - 1])
+    assert_same(source[-len(source)], source[np.int64(0)])
+    for outside in (len(source), -len(source) - 1):
+        with pytest.raises(IndexError):
+            source[outside]
+    assert [example["id"] for example in source] == [source[i]["id"] for i in range(len(source))]
+
+
+# Augmentations: (key, image, label, *, …) -> (image, label)
+
+AUGMENTATIONS = [
+    f for f in own(augment, inspect.isfunction) if names(f)[:3] == ["key", "image", "label"]
+]
+each_augmentation = each("augmentation", AUGMENTATIONS)
+HEIGHT, WIDTH = 7, 9
+IMAGE = np.random.default_rng(0).integers(0, 256, (HEIGHT, WIDTH, 3)).astype(np.uint8)
+MASK = np.random.default_rng(1).choice([0, 1, 2, 255], (HEIGHT, WIDTH)).astype(np.uint8)
+# Values for the options that have no default.
+OPTIONS = {"size": (5, 6)}
+
+
+def ready(augmentation):
+    """The augmentation with its options bound: (key, image, label) -> (image, label)."""
+    required = [p.name for p in parameters(augmentation)[3:] if p.default is p.empty]
+    missing = [name for name in required if name not in OPTIONS]
+    assert not missing, f"{augmentation.__name__}: say what to pass for {missing} in OPTIONS"
+    return partial(augmentation, **{name: OPTIONS[name] for name in required})
+
+
+def assert_close(got, want):
+    np.testing.assert_allclose(got[0], want[0], rtol=0, atol=1e-3)  # of 255
+    np.testing.assert_array_equal(got[1], want[1])
+
+
+def test_what_is_called_random_augments_and_the_other_way_round():
+    called = [f for f in own(augment, inspect.isfunction) if f.__name__.startswith("random_")]
+    assert called == AUGMENTATIONS
+
+
+@each_augmentation
+def test_the_options_of_an_augmentation_are_keyword_only(augmentation):
+    assert all(p.kind is p.KEYWORD_ONLY for p in parameters(augmentation)[3:])
+
+
+@each_augmentation
+def test_an_augmentation_is_the_same_by_jit_and_for_the_same_key(augmentation):
+    f = ready(augmentation)
+    compiled = jax.jit(f)
+    for seed in range(4):
+        want = f(jax.random.key(seed), IMAGE, MASK)
+        assert want[0].shape == (*want[1].shape, 3)
+        assert want[1].dtype == MASK.dtype
+        assert_close(compiled(jax.random.key(seed), IMAGE, MASK), want)
+        for got, again in zip(f(jax.random.key(seed), IMAGE, MASK), want, strict=True):
+            np.testing.assert_array_equal(got, again)
+
+
+@each_augmentation
+def test_an_augmentation_of_a_batch_is_that_of_each_example(augmentation):
+    f = jax.jit(ready(augmentation))
+    keys = jax.random.split(jax.random.key(0), 16)
+    images = np.stack([IMAGE + np.uint8(i) for i in range(16)])
+    masks = np.stack([np.roll(MASK, i) for i in range(16)])
+    got = jax.jit(jax.vmap(f))(keys, images, masks)
+    for i in range(16):
+        assert_close((got[0][i], got[1][i]), f(keys[i], images[i], masks[i]))
+    same = jax.jit(jax.vmap(f, (0, None, None)))(keys, IMAGE, MASK)[0]
+    assert len({np.asarray(image).tobytes() for image in same}) > 1, "the key changes nothing"
+
+
+@each_augmentation
+@pytest.mark.parametrize("axis", [0, 1])
+def test_an_augmentation_keeps_picture_and_mask_together(augmentation, axis):
+    """Both hold the pixel's row (or column); a nearest label is then half a pixel off at most."""
+    ramp = np.indices((HEIGHT, WIDTH))[axis].astype(np.uint8)
+    f = jax.jit(jax.vmap(ready(augmentation), (0, None, None)))
+    image, label = f(jax.random.split(jax.random.key(0), 32), ramp[..., None], ramp)
+    apart = np.abs(image[..., 0].astype(np.float32) - label.astype(np.float32))
+    scaled = image.dtype == np.float32  # no pixel moved by less than a whole one otherwise
+    valid = label != 255
+    assert valid.mean() > 0.2
+    assert apart[valid].max() <= (0.5 + 1e-5 if scaled else 0)
+
+
+# Documentation
+
+
+def documented(cls):
+    """The public methods and properties that a class itself defines."""
+    for name, value in vars(cls).items():
+        function = getattr(value, "func", getattr(value, "fget", value))
+        function = getattr(function, "__func__", function)
+        if not name.startswith("_") and inspect.isfunction(inspect.unwrap(function)):
+            yield name
+
+
+@pytest.mark.parametrize("module", modules(segjax), ids=lambda module: module.__name__)
+def test_everything_public_has_a_docstring(module):
+    lacking = [] if module.__doc__ else ["the module"]
+    for function in own(module, inspect.isfunction):
+        if not function.__doc__:
+            lacking.append(function.__name__)
+    for cls in own(module, inspect.isclass):
+        # a dataclass and a NamedTuple without one get their signature
+        if not vars(cls).get("__doc__") or cls.__doc__.startswith(f"{cls.__name__}("):
+            lacking.append(cls.__name__)
+        if not getattr(cls, "_is_protocol", False):  # its docstring tells of all its members
+            members = [name for name in documented(cls) if not inspect.getdoc(getattr(cls, name))]
+            lacking += [f"{cls.__name__}.{name}" for name in members]
+    assert not lacking, f"{module.__name__} says nothing about: {', '.join(lacking)}"

@@ -1,0 +1,370 @@
+"""Whole runs through the commands, and what a user's mistakes are told."""
+
+import contextlib
+import importlib.util
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from PIL import Image
+
+from segjax import experiment
+from segjax.checkpoint import Checkpoints
+from segjax.progress import RunLog
+from segjax.report import read_metrics
+
+EXPERIMENTS = Path(__file__).parents[1] / "experiments"
+SCRIPTS = sorted(EXPERIMENTS.glob("*.py"))
+SMALL = {
+    "unet_shapes": "--canvas 32 32 --crop 32 32 --widths 4 8 --pictures 40 --held-out 9",
+    "fcn8s_shapes": "--canvas 32 32 --crop 32 32 --widths 4 4 4 8 8 --classifier-width 8 "
+    "--pictures 40 --held-out 9",
+    "unet_isbi": "--canvas 40 44 --crop 32 32 --widths 4 8 --held-out 2",
+    "unet_camvid": "--canvas 40 44 --crop 32 32 --widths 4 8",
+}
+
+
+def recipe_of(name):
+    """The Recipe class of a script in experiments/."""
+    spec = importlib.util.spec_from_file_location(name, EXPERIMENTS / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module  # where dataclasses and inspect look a class up
+    spec.loader.exec_module(module)
+    (found,) = [
+        x
+        for x in vars(module).values()
+        if isinstance(x, type) and issubclass(x, experiment.Recipe) and x.__module__ == name
+    ]
+    return found
+
+
+def run(name, *arguments, fails=None, capsys=None):
+    """One command in this process; where it `fails`, the text it prints to stderr."""
+    if not fails:
+        experiment.main(recipe_of(name), [str(a) for a in arguments])
+        return ""
+    with pytest.raises(SystemExit) as stopped:
+        experiment.main(recipe_of(name), [str(a) for a in arguments])
+    assert stopped.value.code == 2
+    told = capsys.readouterr().err
+    assert "Traceback" not in told
+    return told
+
+
+def small(name, *more):
+    return ["--batch-size", 8, "--steps", 4, "--evaluate-every", 2, *SMALL[name].split(), *more]
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """A folder data set of CamVid's and ISBI's layouts in one: 8 pictures a split."""
+    rng = np.random.default_rng(0)
+    for split in ("train", "val"):
+        for kind in ("images", "masks"):
+            (tmp_path / "data" / kind / split).mkdir(parents=True)
+        for i in range(8):
+            pixels = rng.integers(0, 256, (40, 44, 3), np.uint8)
+            mask = rng.integers(0, 12, (40, 44), np.uint8)
+            Image.fromarray(pixels).save(tmp_path / f"data/images/{split}/{i}.jpg")
+            Image.fromarray(mask).save(tmp_path / f"data/masks/{split}/{i}.png")
+    return tmp_path / "data"
+
+
+@pytest.fixture
+def isbi(tmp_path):
+    rng = np.random.default_rng(0)
+    for kind in ("images", "masks"):
+        (tmp_path / "isbi" / kind).mkdir(parents=True)
+    for i in range(6):
+        cells = rng.integers(0, 2, (40, 44), np.uint8) * 255
+        Image.fromarray(cells).save(tmp_path / f"isbi/images/{i}.png")
+        Image.fromarray(cells).save(tmp_path / f"isbi/masks/{i}.png")
+    return tmp_path / "isbi"
+
+
+@pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.stem)
+def test_every_recipe_trains_evaluates_and_predicts(script, folder, isbi, tmp_path, capsys):
+    name, home = script.stem, tmp_path / "run"
+    data = {"unet_camvid": ["--data", folder], "unet_isbi": ["--data", isbi]}.get(name, [])
+    run(name, "train", "--run", home, *small(name, *data))
+    assert {path.name for path in home.iterdir()} >= {
+        "recipe.json", "environment.json", "metrics.jsonl", "checkpoints", "tensorboard", "report"
+    }  # fmt: skip
+    told = capsys.readouterr().out
+    assert "first step" in told and "mean iou" in told
+    report = {path.name for path in (home / "report").iterdir()}
+    assert report == {"scores.md", "scores.json", "curves.png", "preview.png", "overlays"}
+    scores = json.loads((home / "report/scores.json").read_text())
+    logged = [r["mean_iou"] for r in read_metrics(home / "metrics.jsonl") if "mean_iou" in r]
+    assert len(logged) == 2 and scores["mean_iou"] == pytest.approx(max(logged), abs=0)
+
+    # Again: nothing left to train, the same scores; also for another batch size.
+    run(name, "train", "--run", home, *small(name, *data))
+    assert "going on from step 4 of 4" in capsys.readouterr().out
+    run(name, "evaluate", "--run", home, "--batch-size", 16)
+    assert json.loads((home / "report/scores.json").read_text()) == scores
+
+    picture = tmp_path / "odd.png"
+    Image.new("RGBA", (21, 33), (9, 8, 7, 6)).save(picture)
+    run(name, "predict", picture, "--run", home, "--out", tmp_path / "out")
+    label = Image.open(tmp_path / "out/odd.png")
+    assert label.mode == "P" and label.size == (21, 33)
+    assert np.asarray(label).max() < len(scores["classes"])
+    assert Image.open(tmp_path / "out/odd_overlay.png").size == (21, 33)
+
+
+@pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.stem)
+def test_cost_needs_no_data(script, capsys):
+    name = script.stem
+    data = ["--data", "nowhere"] if name in ("unet_isbi", "unet_camvid") else []
+    run(name, "cost", *small(name, *data))
+    told = capsys.readouterr().out
+    for row in ("parameters", "FLOPs", "temporaries", "compile time"):
+        assert row in told
+
+
+def state_of(home, step=None):
+    """The arrays of a run's checkpoint."""
+    with Checkpoints(home / "checkpoints") as checkpoints:
+        step = step or checkpoints.newest
+        return step, checkpoints._manager.restore(step)
+
+
+def test_interrupted_and_resumed_is_bit_identical(tmp_path, monkeypatch, capsys):
+    arguments = small("unet_shapes", "--steps", 7, "--evaluate-every", 3)
+    run("unet_shapes", "train", "--run", tmp_path / "straight", *arguments)
+
+    told = RunLog.step
+
+    def interrupt_at_4(log, number, *rest, **more):
+        if number == 4:
+            os.kill(os.getpid(), signal.SIGTERM)
+        told(log, number, *rest, **more)
+
+    monkeypatch.setattr(RunLog, "step", interrupt_at_4)
+    with pytest.raises(SystemExit, match="Interrupted after step 5; the same command"):
+        run("unet_shapes", "train", "--run", tmp_path / "resumed", *arguments)
+    assert state_of(tmp_path / "resumed")[0] == 5
+    run("unet_shapes", "train", "--run", tmp_path / "resumed", *arguments)
+    assert "going on from step 5 of 7" in capsys.readouterr().out
+
+    (step, straight), (same, resumed) = map(state_of, (tmp_path / "straight", tmp_path / "resumed"))
+    assert step == same == 7
+    jax.tree.map(np.testing.assert_array_equal, straight, resumed)
+    assert len(json.loads((tmp_path / "resumed/environment.json").read_text())) == 2
+
+
+def test_broken_picture_amid_training_loses_nothing(folder, tmp_path, capsys):
+    whole = (folder / "images/train/5.jpg").read_bytes()
+    (folder / "images/train/5.jpg").write_bytes(whole[:200])
+    arguments = ["--run", tmp_path / "run", *small("unet_camvid", "--data", folder)]
+    arguments += ["--batch-size", 1, "--steps", 9]
+    with one_device():
+        told = run("unet_camvid", "train", *arguments, fails=True, capsys=capsys)
+        assert "5.jpg" in told and "error:" in told
+        (folder / "images/train/5.jpg").write_bytes(whole)
+        done = state_of(tmp_path / "run")[0] if (tmp_path / "run/checkpoints").exists() else 0
+        run("unet_camvid", "train", *arguments)
+    out = capsys.readouterr().out
+    assert not done or f"going on from step {done} of 9" in out
+    assert state_of(tmp_path / "run")[0] == 9
+
+
+@contextlib.contextmanager
+def one_device():
+    """A mesh of one device, so that any batch size divides."""
+    patch = pytest.MonkeyPatch()
+    make_mesh = experiment.sharding.make_mesh
+    patch.setattr(experiment.sharding, "make_mesh", lambda: make_mesh(jax.devices()[:1]))
+    try:
+        yield
+    finally:
+        patch.undo()
+
+
+def test_loss_that_is_not_finite_keeps_the_last_checkpoint(tmp_path, capsys):
+    home = tmp_path / "run"
+    arguments = small("unet_shapes", "--steps", 40, "--evaluate-every", 1, "--compute", "float32")
+    told = run(
+        "unet_shapes", "train", "--run", home, *arguments, "--learning-rate", 1e38,
+        fails=True, capsys=capsys,
+    )  # fmt: skip
+    assert "Training stopped at step" in told and "lower learning rate" in told
+    step, state = state_of(home)
+    assert f"at step {step + 1}" in told
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(state))
+
+
+def damage_values(data):
+    mask = np.array(Image.open(data / "masks/train/0.png"))
+    mask[3, 4] = 77
+    Image.fromarray(mask).save(data / "masks/train/0.png")
+
+
+def damage_size(data):
+    Image.new("L", (44, 39)).save(data / "masks/train/0.png")
+
+
+def damage_jpeg(data):
+    path = data / "images/train/0.jpg"
+    path.write_bytes(path.read_bytes()[:300])
+
+
+def damage_empty(data):
+    for path in data.glob("images/train/*"):
+        path.unlink()
+
+
+def damage_lone(data):
+    (data / "masks/train/3.png").unlink()
+
+
+def damage_rgb(data):
+    Image.new("RGB", (44, 40)).save(data / "masks/train/0.png")
+
+
+def damage_held_out(data):
+    Image.new("RGB", (44, 40)).save(data / "masks/val/0.png")
+
+
+@pytest.mark.parametrize(
+    "damage, texts",
+    [
+        (damage_values, ["masks/train/0.png", "77 (1 pixels)", "`values`"]),
+        (damage_size, ["images/train/0.jpg", "masks/train/0.png", "44 × 40", "44 × 39"]),
+        (damage_jpeg, ["images/train/0.jpg", "Get the file again"]),
+        (damage_empty, ["images/train", "no pictures"]),
+        (damage_lone, ["3.jpg", "masks/train", "Add what is missing"]),
+        (damage_rgb, ["masks/train/0.png", "class indices are expected", "palette"]),
+        (damage_held_out, ["masks/val/0.png", "class indices are expected"]),
+    ],
+)
+def test_bad_data_is_told_before_training(damage, texts, folder, tmp_path, capsys):
+    damage(folder)
+    arguments = ["--run", tmp_path / "run", *small("unet_camvid", "--data", folder)]
+    told = run("unet_camvid", "train", *arguments, fails=True, capsys=capsys)
+    assert [text for text in texts if text not in told] == []
+    assert not (tmp_path / "run").exists()
+
+
+def test_size_that_the_network_cannot_take(tmp_path, capsys):
+    arguments = small("unet_shapes", "--run", tmp_path / "run", "--crop", 30, 31)
+    told = run("unet_shapes", "train", *arguments, fails=True, capsys=capsys)
+    assert "got 30×31" in told and "widths: 30 or 32" in told
+
+
+def test_picture_larger_than_the_canvas(folder, tmp_path, capsys):
+    arguments = ["--run", tmp_path / "run", *small("unet_camvid", "--data", folder)]
+    told = run("unet_camvid", "train", *arguments, "--canvas", 40, 40, fails=True, capsys=capsys)
+    assert "40×44" in told and "canvas of 40×40" in told
+
+
+def test_batch_that_does_not_divide_among_devices(tmp_path, capsys):
+    arguments = small("unet_shapes", "--run", tmp_path / "run", "--batch-size", 12)
+    told = run("unet_shapes", "train", *arguments, fails=True, capsys=capsys)
+    assert "8 devices" in told and "8 or 16" in told
+
+
+def test_run_folders_of_others(tmp_path, capsys):
+    home = tmp_path / "run"
+    run("unet_shapes", "train", "--run", home, *small("unet_shapes"))
+
+    other = run(
+        "fcn8s_shapes", "train", "--run", home, *small("fcn8s_shapes"), fails=True, capsys=capsys
+    )
+    assert "a run of the recipe unet_shapes, not fcn8s_shapes" in other
+    wider = small("unet_shapes", "--seed", 3)
+    told = run("unet_shapes", "train", "--run", home, *wider, fails=True, capsys=capsys)
+    assert "seed: 0 in the run, 3 asked for" in told
+    run("unet_shapes", "train", "--run", home, *small("unet_shapes", "--steps", 6))
+    assert "going on from step 4 of 6" in capsys.readouterr().out
+
+    # A network of another class count than the checkpoint's.
+    stored = json.loads((home / "recipe.json").read_text())
+    stored["model"]["fields"]["num_classes"] = 9
+    (home / "recipe.json").write_text(json.dumps(stored))
+    told = run("unet_shapes", "evaluate", "--run", home, fails=True, capsys=capsys)
+    assert "params.logits.bias: (7,) stored, (9,) wanted" in told and "class count" in told
+
+
+def test_no_run_and_foreign_folder(tmp_path, capsys):
+    told = run("unet_shapes", "evaluate", "--run", tmp_path / "no", fails=True, capsys=capsys)
+    assert "no run here" in told
+    (tmp_path / "thesis.tex").touch()
+    arguments = small("unet_shapes", "--run", tmp_path)
+    told = run("unet_shapes", "train", *arguments, fails=True, capsys=capsys)
+    assert "holds no run" in told and "--run" in told
+
+
+def test_predict_does_all_that_it_can(tmp_path, capsys):
+    home = tmp_path / "run"
+    run("unet_shapes", "train", "--run", home, *small("unet_shapes"))
+    good, bad = tmp_path / "good.png", tmp_path / "bad.png"
+    Image.new("RGB", (40, 30)).save(good)
+    bad.write_text("no picture")
+    command = ["predict", "--run", home, bad, good, tmp_path / "none.png"]
+    told = run("unet_shapes", *command, fails=True, capsys=capsys)
+    assert "bad.png" in told and "none.png" in told and "The other 1 of 3 are done" in told
+    assert (home / "predictions/good.png").exists()
+    told = run("unet_shapes", "predict", "--run", home, good, good, fails=True, capsys=capsys)
+    assert "Several pictures would be written to" in told
+
+
+def test_moved_data(folder, tmp_path, capsys):
+    home, moved = tmp_path / "run", tmp_path / "moved"
+    arguments = ["--run", home, *small("unet_camvid")]
+    run("unet_camvid", "train", *arguments, "--data", folder)
+    scores = (home / "report/scores.json").read_text()
+    folder.rename(moved)
+    told = run("unet_camvid", "evaluate", "--run", home, fails=True, capsys=capsys)
+    assert str(folder) in told
+    run("unet_camvid", "evaluate", "--run", home, "--data", moved)
+    assert (home / "report/scores.json").read_text() == scores
+    run("unet_camvid", "train", *arguments, "--data", moved, "--steps", 6)
+
+
+@pytest.mark.parametrize("wrong", [["--stepz", 3], ["--steps", "many"], ["--compute", "float8"]])
+def test_wrong_fields_are_answered(wrong, capsys):
+    told = run("unet_shapes", "train", *wrong, fails=True, capsys=capsys)
+    assert (wrong[0] in told and "--steps" in told) or "{float32,bfloat16}" in told
+
+
+def test_help_says_what_fields_mean(capsys):
+    with pytest.raises(SystemExit):
+        experiment.main(recipe_of("unet_isbi"), ["train", "--help"])
+    told = " ".join(capsys.readouterr().out.split())
+    for text in ("Folder with images/ and masks/", "Slices held out", "Training steps", "--run"):
+        assert text in told
+
+
+def test_from_the_shell_twice_compiles_once_and_needs_the_folder_alone(tmp_path):
+    """As a user would: other working folders, no traceback, exit status, compilation cache."""
+    environment = {k: v for k, v in os.environ.items() if k != "JAX_COMPILATION_CACHE_DIR"}
+    environment |= {"XDG_CACHE_HOME": str(tmp_path / "cache"), "JAX_NUM_CPU_DEVICES": "1"}
+
+    def shell(*command):
+        return subprocess.run(
+            [sys.executable, *map(str, command)],
+            cwd=tmp_path, env=environment, capture_output=True, text=True, check=False,
+        )  # fmt: skip
+
+    script = EXPERIMENTS / "unet_shapes.py"
+    for home, compiled in (("first", False), ("second", True)):
+        ran = shell(script, "train", "--run", home, *small("unet_shapes"))
+        assert ran.returncode == 0, ran.stderr
+        assert ("; 0 programs compiled" in ran.stdout) == compiled, ran.stdout
+
+    Image.new("RGB", (50, 37)).save(tmp_path / "street.jpg")
+    ran = shell("-m", "segjax", "predict", "first", "street.jpg", "--out", "out")
+    assert ran.returncode == 0, ran.stderr
+    assert Image.open(tmp_path / "out/street.png").size == (50, 37)
+    ran = shell("-m", "segjax", "evaluate", "first")
+    assert ran.returncode == 0 and "mean iou" in ran.stdout, ran.stderr
+    ran = shell("-m", "segjax", "evaluate", "absent")
+    assert ran.returncode == 2 and ran.stderr.startswith("error: absent: no run here")

@@ -1,0 +1,173 @@
+"""The losses against hand, PyTorch and finite differences; what is ignored never matters."""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.test_util import check_grads
+
+from segjax import sharding
+from segjax.losses import cross_entropy
+
+value_and_grad = jax.value_and_grad(cross_entropy)
+
+
+def random_batch(*, ignored=255, batch=2, classes=4):
+    """Logits (B, 3, 5, N), labels (B, 3, 5) of which every third pixel is ignored, weights."""
+    rng = np.random.default_rng(0)
+    logits = rng.normal(size=(batch, 3, 5, classes)).astype(np.float32)
+    labels = rng.integers(0, classes, (batch, 3, 5)).astype(np.uint8)
+    labels.ravel()[::3] = ignored
+    weights = {
+        "class_weights": rng.uniform(0.5, 2, classes).astype(np.float32),
+        "pixel_weights": rng.uniform(0.5, 2, labels.shape).astype(np.float32),
+    }
+    return logits, labels, weights
+
+
+# Three pixels, the last ignored: softmax (1/4, 3/4) of class 1, (1/2, 1/2) of class 0.
+HAND_LOGITS = np.log(np.array([[[[1, 3], [1, 1], [5, 7]]]], np.float32))
+HAND_LABELS = np.array([[[1, 0, 255]]], np.uint8)
+
+
+@pytest.mark.parametrize(
+    "options, expected",
+    [
+        ({}, (np.log(4 / 3) + np.log(2)) / 2),
+        ({"reduction": "sum"}, np.log(4 / 3) + np.log(2)),
+        ({"class_weights": (2.0, 0.5)}, (0.5 * np.log(4 / 3) + 2 * np.log(2)) / 2),
+        ({"pixel_weights": np.array([[[3.0, 0, 9]]])}, 3 * np.log(4 / 3) / 2),
+        (
+            {
+                "class_weights": (2.0, 0.5),
+                "pixel_weights": np.array([[[3.0, 5, 9]]]),
+                "reduction": "sum",
+            },
+            3 * 0.5 * np.log(4 / 3) + 5 * 2 * np.log(2),
+        ),
+    ],
+    ids=["mean", "sum", "class weights", "pixel weights", "all"],
+)
+def test_cross_entropy_by_hand(options, expected):
+    got = cross_entropy(HAND_LOGITS, HAND_LABELS, **options)
+    np.testing.assert_allclose(got, expected, rtol=1e-6)
+
+
+@pytest.mark.parametrize("ignored", [255, 0])
+@pytest.mark.parametrize("reduction, weighted", [("mean", False), ("sum", False), ("sum", True)])
+def test_cross_entropy_and_its_gradient_are_pytorchs(ignored, reduction, weighted):
+    torch = pytest.importorskip("torch")
+    logits, labels, weights = random_batch(ignored=ignored)
+    options = {"class_weights": weights["class_weights"]} if weighted else {}
+    value, gradient = value_and_grad(
+        logits, labels, ignore_label=ignored, reduction=reduction, **options
+    )
+    scores = torch.tensor(logits, requires_grad=True)
+    want = torch.nn.functional.cross_entropy(
+        scores.permute(0, 3, 1, 2),
+        torch.tensor(labels).long(),
+        weight=torch.tensor(weights["class_weights"]) if weighted else None,
+        ignore_index=ignored,
+        reduction=reduction,
+    )
+    want.backward()
+    np.testing.assert_allclose(value, want.item(), rtol=1e-5)
+    np.testing.assert_allclose(gradient, scores.grad, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("reduction", ["mean", "sum"])
+def test_gradient_is_the_finite_difference(reduction):
+    logits, labels, weights = random_batch()
+    f = jax.jit(lambda x: cross_entropy(x, labels, reduction=reduction, **weights))
+    check_grads(f, (logits,), order=1, atol=1e-2, rtol=1e-2)
+
+
+@pytest.mark.parametrize("reduction", ["mean", "sum"])
+@pytest.mark.parametrize("ignored", [255, 0, -1])
+def test_ignored_pixels_are_as_if_not_there(ignored, reduction):
+    logits, labels, weights = random_batch(ignored=255)
+    labels = labels.astype(np.int32)
+    labels[labels == ignored] = 1
+    labels.ravel()[::3] = ignored
+    valid = labels != ignored
+    got = cross_entropy(logits, labels, ignore_label=ignored, reduction=reduction, **weights)
+    want = cross_entropy(
+        logits[valid][None, None],
+        labels[valid][None, None],
+        ignore_label=254,
+        reduction=reduction,
+        class_weights=weights["class_weights"],
+        pixel_weights=weights["pixel_weights"][valid][None, None],
+    )
+    np.testing.assert_allclose(got, want, rtol=1e-6)
+
+
+@pytest.mark.parametrize("reduction", ["mean", "sum"])
+def test_nothing_valid_is_zero_with_zero_gradients(reduction):
+    logits, labels, weights = random_batch()
+    value, gradient = value_and_grad(
+        logits, np.full_like(labels, 255), reduction=reduction, **weights
+    )
+    assert value == 0
+    np.testing.assert_array_equal(gradient, np.zeros_like(logits))
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+def test_what_stands_at_ignored_pixels_never_matters(bad):
+    logits, labels, weights = random_batch()
+    value, gradient = value_and_grad(logits, labels, **weights)
+    ignored = labels == 255
+    logits[ignored, 1] = bad
+    weights["pixel_weights"][ignored] = bad
+    got_value, got_gradient = value_and_grad(logits, labels, **weights)
+    assert got_value == value
+    np.testing.assert_array_equal(got_gradient, gradient)
+    np.testing.assert_array_equal(gradient[ignored], np.zeros_like(logits[ignored]))
+
+
+@pytest.mark.parametrize("wrong", [4, 254, -1])
+def test_a_label_that_is_no_class_gives_nan(wrong):
+    logits, labels, weights = random_batch()
+    labels = labels.astype(np.int32)
+    labels[0, 0, 1] = wrong
+    assert np.isnan(cross_entropy(logits, labels))
+    assert np.isnan(cross_entropy(logits, labels, reduction="sum", **weights))
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_narrow_logits_are_computed_in_float32(dtype):
+    logits, labels, weights = random_batch()
+    narrow = jnp.asarray(logits, dtype)
+    value, gradient = value_and_grad(narrow, labels, **weights)
+    assert value.dtype == jnp.float32
+    assert gradient.dtype == dtype
+    assert value == cross_entropy(narrow.astype(jnp.float32), labels, **weights)
+
+
+def test_extreme_logits_stay_finite():
+    logits = np.array([[[[1e4, -1e4], [-1e4, 1e4]]]], np.float32)
+    for labels, expected in (([0, 1], 0), ([1, 0], 2e4)):
+        value, gradient = value_and_grad(logits, np.array([[labels]]))
+        assert value == expected
+        assert np.isfinite(gradient).all()
+
+
+@pytest.mark.parametrize("reduction", ["mean", "sum"])
+def test_jit_is_eager(reduction):
+    logits, labels, weights = random_batch()
+    f = partial(cross_entropy, reduction=reduction, **weights)
+    np.testing.assert_allclose(jax.jit(f)(logits, labels), f(logits, labels), rtol=1e-6)
+
+
+def test_the_mean_is_that_of_the_batch_on_all_devices():
+    count = min(len(jax.devices()), 4)
+    if count < 2:
+        pytest.skip("needs two devices")
+    logits, labels, _ = random_batch(batch=count)
+    labels[0] = 255  # the first device has nothing, the others have pixels
+    labels[1, 0] = 255
+    on_devices = sharding.put((logits, labels), sharding.make_mesh(jax.devices()[:count]))
+    got = jax.jit(cross_entropy)(*on_devices)
+    np.testing.assert_allclose(got, cross_entropy(logits, labels), rtol=1e-6)

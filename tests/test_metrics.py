@@ -1,0 +1,192 @@
+"""The scores against hand and a slow count; the same for any batch size, order and devices."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from segjax import metrics, sharding
+from segjax.errors import SegjaxError
+
+NAN = float("nan")
+
+# confusion -> what each score must be, by hand
+EXAMPLES = {
+    "two classes": (
+        [[3, 1], [2, 4]],
+        {
+            "precision": [3 / 5, 4 / 5],
+            "recall": [3 / 4, 4 / 6],
+            "f1": [6 / 9, 8 / 11],
+            "iou": [3 / 6, 4 / 7],
+            "pixel_accuracy": 7 / 10,
+            "mean_accuracy": (3 / 4 + 2 / 3) / 2,
+            "mean_iou": (1 / 2 + 4 / 7) / 2,
+            "frequency_weighted_iou": 0.4 * 1 / 2 + 0.6 * 4 / 7,
+        },
+    ),
+    "a class that is neither there nor predicted": (
+        [[2, 0, 0], [1, 1, 0], [0, 0, 0]],
+        {
+            "precision": [2 / 3, 1, NAN],
+            "recall": [1, 1 / 2, NAN],
+            "f1": [4 / 5, 2 / 3, NAN],
+            "iou": [2 / 3, 1 / 2, NAN],
+            "pixel_accuracy": 3 / 4,
+            "mean_accuracy": 3 / 4,
+            "mean_iou": 7 / 12,
+            "frequency_weighted_iou": 7 / 12,
+        },
+    ),
+    "a class that is predicted but not there": (
+        [[2, 0, 1], [0, 1, 0], [0, 0, 0]],
+        {
+            "precision": [1, 1, 0],
+            "recall": [2 / 3, 1, NAN],
+            "f1": [4 / 5, 1, 0],
+            "iou": [2 / 3, 1, 0],
+            "pixel_accuracy": 3 / 4,
+            "mean_accuracy": 5 / 6,
+            "mean_iou": 5 / 9,
+            "frequency_weighted_iou": 3 / 4,
+        },
+    ),
+    "a class that is there but not predicted": (
+        [[3, 0], [1, 0]],
+        {
+            "precision": [3 / 4, NAN],
+            "recall": [1, 0],
+            "f1": [6 / 7, 0],
+            "iou": [3 / 4, 0],
+            "pixel_accuracy": 3 / 4,
+            "mean_accuracy": 1 / 2,
+            "mean_iou": 3 / 8,
+            "frequency_weighted_iou": 9 / 16,
+        },
+    ),
+    "nothing": (
+        [[0, 0], [0, 0]],
+        {
+            "precision": [NAN, NAN],
+            "recall": [NAN, NAN],
+            "f1": [NAN, NAN],
+            "iou": [NAN, NAN],
+            "pixel_accuracy": NAN,
+            "mean_accuracy": NAN,
+            "mean_iou": NAN,
+            "frequency_weighted_iou": NAN,
+        },
+    ),
+}
+CASES = [
+    pytest.param(confusion, name, expected, id=f"{name}-{example}")
+    for example, (confusion, scores) in EXAMPLES.items()
+    for name, expected in scores.items()
+]
+
+
+@pytest.mark.parametrize("confusion, name, expected", CASES)
+def test_score_by_hand(confusion, name, expected):
+    got = getattr(metrics, name)(np.array(confusion, np.int64))
+    np.testing.assert_allclose(got, expected, rtol=1e-12)
+
+
+def test_summary_and_per_class_name_every_score():
+    confusion, expected = EXAMPLES["two classes"]
+    got = metrics.summary(np.array(confusion))
+    assert list(got) == ["mean_iou", "pixel_accuracy", "mean_accuracy", "frequency_weighted_iou"]
+    assert all(type(score) is float for score in got.values())
+    classes = metrics.per_class(np.array(confusion))
+    assert list(classes) == ["iou", "precision", "recall", "f1"]
+    for name, score in (got | classes).items():
+        np.testing.assert_allclose(score, expected[name])
+
+
+def test_counts_beyond_int32_keep_the_ratios():
+    confusion = np.array([[3, 1], [2, 4]], np.int64)
+    large = metrics.summary(confusion * 2**58)
+    assert large == pytest.approx(metrics.summary(confusion))
+
+
+# Counting
+
+
+def test_confusion_by_hand():
+    labels = np.array([[[0, 0, 1], [1, 1, 255]]], np.uint8)
+    predictions = np.array([[[0, 1, 1], [0, 1, 0]]])
+    got = metrics.confusion_matrix(labels, predictions, num_classes=2)
+    np.testing.assert_array_equal(got, [[1, 1], [1, 2]])
+    got = metrics.confusion_matrix(labels % 2, predictions, num_classes=2, ignore_label=0)
+    np.testing.assert_array_equal(got, [[0, 0], [2, 2]])
+
+
+@pytest.mark.parametrize("num_classes, ignored", [(3, 255), (3, 1), (3, 0), (20, 255), (254, 255)])
+def test_confusion_is_the_slow_count(num_classes, ignored):
+    rng = np.random.default_rng(0)
+    labels = rng.integers(0, num_classes, (2, 5, 7)).astype(np.uint8)
+    labels[0, :2] = ignored
+    predictions = rng.integers(0, num_classes, labels.shape)
+    want = np.zeros((num_classes, num_classes), int)
+    for label, prediction in zip(labels.ravel(), predictions.ravel(), strict=True):
+        if label != ignored:
+            want[label, prediction] += 1
+    got = metrics.confusion_matrix(
+        labels, predictions, num_classes=num_classes, ignore_label=ignored
+    )
+    np.testing.assert_array_equal(got, want)
+
+
+RECORDS, CLASSES = 7, 3
+LABELS = np.random.default_rng(0).choice([0, 1, 2, 255], (RECORDS, 2, 3)).astype(np.uint8)
+# The picture holds the network's logits, so that `predict` has nothing to do.
+IMAGES = np.random.default_rng(1).integers(0, 255, (RECORDS, 2, 3, CLASSES)).astype(np.uint8)
+DEVICES = [n for n in (1, 2, 4, 8) if n <= len(jax.devices())]
+
+
+def batches(order, size, devices):
+    """Sharded batches in the order given, the last filled up with ignored rows."""
+    mesh = sharding.make_mesh(jax.devices()[:devices])
+    filled = np.resize(order, -(-len(order) // size) * size)
+    for start in range(0, len(filled), size):
+        rows = filled[start : start + size]
+        batch = {"image": IMAGES[rows], "label": LABELS[rows]}
+        batch["label"][max(0, len(order) - start) :] = 255
+        yield sharding.put(batch, mesh)
+
+
+@settings(max_examples=12, deadline=None, derandomize=True)
+@given(st.permutations(range(RECORDS)), st.integers(1, 3), st.sampled_from(DEVICES))
+def test_evaluate_is_the_same_for_any_batch_size_order_and_devices(order, rows, devices):
+    size = devices * rows
+    got = metrics.evaluate(lambda x: x, batches(order, size, devices), num_classes=CLASSES)
+    want = np.zeros((CLASSES, CLASSES), int)
+    valid = LABELS != 255
+    np.add.at(want, (LABELS[valid], IMAGES.argmax(-1)[valid]), 1)
+    np.testing.assert_array_equal(got, want)
+    assert got.dtype == np.int64
+
+
+def test_evaluate_passes_the_ignored_label_on():
+    batch = {"image": IMAGES, "label": LABELS % CLASSES}  # 255 becomes 0
+    got = metrics.evaluate(lambda x: x, [batch], num_classes=CLASSES, ignore_label=0)
+    assert got.sum() == np.isin(LABELS, (1, 2)).sum()
+    assert got[0].sum() == 0
+
+
+def test_evaluate_adds_up_beyond_int32(monkeypatch):
+    most = np.full((CLASSES, CLASSES), 2**31 - 1, np.int32)
+    monkeypatch.setattr(metrics, "confusion_matrix", lambda *_, **__: most)
+    for count in range(4):
+        got = metrics.evaluate(
+            lambda x: x, [{"image": IMAGES, "label": LABELS}] * count, num_classes=CLASSES
+        )
+        assert got.dtype == np.int64
+        np.testing.assert_array_equal(got, most.astype(np.int64) * count)
+
+
+def test_a_network_of_other_classes_is_refused():
+    batch = {"image": np.zeros((1, 2, 2, 3), np.uint8), "label": np.zeros((1, 2, 2), np.uint8)}
+    with pytest.raises(SegjaxError, match="logits of 4 classes, expected 3"):
+        metrics.evaluate(lambda images: jnp.zeros((1, 2, 2, 4)), [batch], num_classes=3)

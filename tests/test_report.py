@@ -1,0 +1,106 @@
+import json
+from io import StringIO
+
+import numpy as np
+import pytest
+from PIL import Image
+from rich.console import Console
+
+from segjax.errors import SegjaxError
+from segjax.report import plot_curves, read_metrics, score_table, scores_markdown
+
+CLASSES = ["ground", "[sky]", "a|b"]
+PER_CLASS = {"iou": [0.91234, np.nan, 0.5], "f1": np.array([0.95, np.nan, 0.6])}
+OVERALL = {"mean_iou": 0.70617, "pixel_accuracy": float("nan")}
+
+
+def test_table_shows_classes_absent_ones_and_the_overall_scores():
+    console = Console(file=StringIO(), width=80)
+    console.print(score_table(CLASSES, PER_CLASS, OVERALL))
+    lines = [line.replace("│", " ").split() for line in console.file.getvalue().splitlines()]
+    for expected in [
+        ["ground", "0.9123", "0.9500"],
+        ["[sky]", "–", "–"],
+        ["a|b", "0.5000", "0.6000"],
+        ["mean_iou", "0.7062"],
+        ["pixel_accuracy", "–"],
+    ]:
+        assert expected in lines
+
+
+def test_markdown_has_the_same_scores():
+    assert scores_markdown(CLASSES, PER_CLASS, OVERALL) == (
+        "| score | value |\n"
+        "| --- | ---: |\n"
+        "| mean_iou | 0.7062 |\n"
+        "| pixel_accuracy | – |\n"
+        "\n"
+        "| class | iou | f1 |\n"
+        "| --- | ---: | ---: |\n"
+        "| ground | 0.9123 | 0.9500 |\n"
+        "| [sky] | – | – |\n"
+        "| a\\|b | 0.5000 | 0.6000 |\n"
+    )
+
+
+@pytest.mark.parametrize("write", [score_table, scores_markdown])
+def test_a_score_without_a_value_for_each_class_is_told(write):
+    with pytest.raises(SegjaxError, match=r"iou: .* the 3 classes, got shape \(2,\)"):
+        write(CLASSES, {"iou": [0.1, 0.2]}, {})
+
+
+@pytest.mark.parametrize("torn", [b"", b'{"step": 3, "lo', b'{"step": 3, "n": "\xc3'])
+def test_metrics_are_read_up_to_a_torn_line(tmp_path, torn):
+    path = tmp_path / "metrics.jsonl"
+    path.write_bytes(b'{"step": 1, "loss": 2.5}\n{"step": 2, "loss": null}\n' + torn)
+    assert read_metrics(path) == [{"step": 1, "loss": 2.5}, {"step": 2, "loss": None}]
+
+
+@pytest.mark.parametrize("broken", ['{"step": 2, "lo', "[2]", ""])
+def test_another_broken_line_is_told_by_file_and_number(tmp_path, broken):
+    path = tmp_path / "metrics.jsonl"
+    path.write_text('{"step": 1}\n' + broken + '\n{"step": 3}\n')
+    with pytest.raises(SegjaxError, match=r"metrics\.jsonl, line 2: expected a JSON object"):
+        read_metrics(path)
+
+
+def test_missing_metrics_are_told(tmp_path):
+    with pytest.raises(SegjaxError, match=r"metrics\.jsonl: .* No such file"):
+        read_metrics(tmp_path / "metrics.jsonl")
+
+
+def records(training=60, validation=3):
+    train = [
+        {"step": 10 * i, "loss": 2 / i if i != 7 else None, "learning_rate": 0.01 / i}
+        for i in range(1, training + 1)
+    ]
+    return train + [{"step": 200 * i, "mean_iou": i / 5} for i in range(1, validation + 1)]
+
+
+def has_colour(path, colour):
+    with Image.open(path) as image:
+        pixels = np.asarray(image.convert("RGB")).astype(int)
+    return (abs(pixels - colour).sum(-1) < 10).sum() > 50
+
+
+BLUE, ORANGE = (31, 119, 180), (255, 127, 14)  # of the training and the validation curve
+
+
+@pytest.mark.parametrize(("training", "validation"), [(60, 3), (1, 0), (60, 0), (0, 3)])
+def test_curves_are_drawn(tmp_path, training, validation):
+    path = tmp_path / "curves.png"
+    plot_curves(records(training, validation), path)
+    if training != 1:  # one point makes no line
+        assert has_colour(path, BLUE) == bool(training)
+    assert has_colour(path, ORANGE) == bool(validation)
+
+
+def test_the_smoothed_loss_survives_gaps(tmp_path):
+    lost = [record | {"loss": None} for record in records(50, 0)]
+    plot_curves(json.loads(json.dumps(lost)), tmp_path / "curves.png")
+    assert (tmp_path / "curves.png").exists()
+
+
+def test_nothing_to_draw_is_told(tmp_path):
+    with pytest.raises(SegjaxError, match=r"nothing to draw; .* got 1 without"):
+        plot_curves([{"step": 1}], tmp_path / "curves.png")
