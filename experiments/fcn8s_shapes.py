@@ -23,8 +23,8 @@ class FCN8sShapes(Recipe):
 
     steps: int = 1000
     batch_size: int = 16
-    canvas: tuple[int, int] = (96, 96)
-    crop: tuple[int, int] = (96, 96)
+    canvas: tuple[int, int] = (64, 64)
+    crop: tuple[int, int] = (64, 64)
     evaluate_every: int = 250
     widths: tuple[int, int, int, int, int] = (16, 32, 64, 128, 128)
     """Channels of VGG16's blocks."""

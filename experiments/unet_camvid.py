@@ -25,11 +25,11 @@ class UNetCamVid(Recipe):
 
     data: Path
     """Folder with images/ and masks/."""
-    steps: int = 1500
+    steps: int = 1000
     batch_size: int = 8
     canvas: tuple[int, int] = (360, 480)
     crop: tuple[int, int] = (192, 192)
-    evaluate_every: int = 500
+    evaluate_every: int = 250
     widths: tuple[int, ...] = (16, 32, 64, 128, 256)
     """Channels of the U-Net's levels."""
     learning_rate: float = 2e-3

@@ -24,15 +24,15 @@ class UNetISBI(Recipe):
 
     data: Path
     """Folder with images/ and masks/."""
-    steps: int = 600
+    steps: int = 400
     batch_size: int = 4
     canvas: tuple[int, int] = (512, 512)
     crop: tuple[int, int] = (256, 256)
     channels: int = 1
-    evaluate_every: int = 200
+    evaluate_every: int = 100
     held_out: int = 6
     """Slices held out, the last ones."""
-    widths: tuple[int, ...] = (32, 64, 128, 256)
+    widths: tuple[int, ...] = (16, 32, 64, 128)
     """Channels of the U-Net's levels."""
     learning_rate: float = 1e-3
     """At its highest, after the warm-up."""

@@ -14,19 +14,19 @@ from segjax.models import UNet
 
 @dataclass(frozen=True, kw_only=True)
 class UNetShapes(Recipe):
-    """A small U-Net learns to tell six shapes from a background, by outline alone.
+    """A small U-Net learns to tell six shapes from a background, and from each other.
 
     python experiments/unet_shapes.py train
     """
 
-    steps: int = 400
+    steps: int = 800
     batch_size: int = 16
-    canvas: tuple[int, int] = (96, 96)
-    crop: tuple[int, int] = (96, 96)
+    canvas: tuple[int, int] = (64, 64)
+    crop: tuple[int, int] = (64, 64)
     evaluate_every: int = 200
     widths: tuple[int, ...] = (16, 32, 64, 128)
     """Channels of the U-Net's levels."""
-    learning_rate: float = 3e-3
+    learning_rate: float = 5e-3
     """At its highest, after the warm-up."""
     pictures: int = 10_000
     """Pictures to train on."""

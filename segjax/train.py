@@ -3,6 +3,7 @@
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import flax
@@ -136,14 +137,16 @@ def fit(
         observe: called with (step, scalars, seconds waited for its batch) once for every step.
         every: what to do now and then; the step's scalars are known to be finite by then.
         rescue: called with the last good (step, state) where the loop ends early: `stop` said so,
-            or the data raised. Not after a loss that is not finite, whose state is spoilt.
+            or the data or an action raised. Not after a loss that is not finite, whose state is
+            spoilt.
         stop: asked after every step.
 
     Returns:
         The state after the last step taken.
 
     Raises:
-        SegjaxError: loss or gradient not finite, naming the step; what `batches` raises.
+        SegjaxError: loss or gradient not finite, naming the step.
+        Exception: what `batches` and actions raise, after the rescue.
     """
     start = int(state.step)
     pending: tuple[int, Scalars, float] | None = None
@@ -163,25 +166,31 @@ def fit(
             )
         observe(number, values, wait)
 
-    for number in range(start + 1, until + 1):
-        asked = time.perf_counter()
+    @contextmanager
+    def rescued(number: int) -> Iterator[None]:
         try:
-            batch = next(batches)
+            yield
         except Exception:
             settle()
-            rescue(number - 1, state)
+            rescue(number, state)
             raise
+
+    for number in range(start + 1, until + 1):
+        asked = time.perf_counter()
+        with rescued(number - 1):
+            batch = next(batches)
         wait = time.perf_counter() - asked
         state, scalars = train_step(state, batch)
         settle()
         pending = number, scalars, wait
         due = [e.action for e in every if number % e.steps == 0 or number == until]
-        stopping = stop()
+        stopping = stop() and number < until
         if due or stopping:
             settle()
-        for action in due:
-            action(number, state)
-        if stopping and number < until:
+        with rescued(number):
+            for action in due:
+                action(number, state)
+        if stopping:
             rescue(number, state)
             break
     settle()

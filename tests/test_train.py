@@ -308,6 +308,15 @@ def test_what_the_data_raises_passes_through_after_the_rescue(calls, good):
     assert sum("observe" in call for call in calls) == good
 
 
+def test_what_an_action_raises_passes_through_after_the_rescue(calls):
+    def broken(number, state):
+        raise OSError("held-out picture gone")
+
+    with pytest.raises(OSError, match="held-out picture gone"):
+        calls.fit([1, 2, 3], until=3, every=[Every(2, broken)])
+    assert calls[-2:] == ["observe 2: 2", "rescue 2: 3"]
+
+
 def not_finite(step):
     return pytest.raises(SegjaxError, match=rf"at step {step}: .*loss is nan\..*lower learning")
 

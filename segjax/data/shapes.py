@@ -1,7 +1,7 @@
 """The built-in data set: pictures of textured shapes, drawn from a seed and an index, no files.
 
-For trying a network, a recipe or an installation without a download. Six shapes that differ in
-outline alone: colour, texture, size and light are drawn alike for every class and the background.
+For trying a network, a recipe or an installation without a download. Six shapes are told apart by
+outline, and in part by pattern, never by colour: colours, size and light are drawn alike for all.
 It knows NumPy and nothing of augmentation, batches or JAX.
 """
 
@@ -21,6 +21,7 @@ from segjax.errors import SegjaxError
 # floor, abs, min, max. No sin, exp, matmul or float sum: those differ between CPUs and versions.
 
 Array = NDArray[Any]
+_Function = Callable[[Array, Array], Array]
 
 _VOID = 255
 _SMALLEST = 32  # pixels; below it the 2-pixel void line leaves nothing of the smaller shapes
@@ -41,26 +42,44 @@ def _star(x: Array, y: Array) -> Array:
     return np.add.reduce(beyond, axis=0, dtype=np.uint8) < 2
 
 
-# (x, y) -> inside, bool. Each outline lies in the unit circle, and the largest area is twice
-# the smallest: a class is hard for its outline, not because it has few pixels.
-_OUTLINES: dict[str, Callable[[Array, Array], Array]] = {
-    "disc": lambda x, y: x * x + y * y < 0.64,
-    "square": lambda x, y: np.maximum(abs(x), abs(y)) < 0.7,
-    "triangle": lambda x, y: np.maximum(-y, 0.5 * y + 0.8660254037844386 * abs(x)) < 0.5,
-    "star": _star,
-    "ring": lambda x, y: abs(x * x + y * y - 0.64) < 0.36,
-    "cross": lambda x, y: (np.minimum(abs(x), abs(y)) < 0.3) & (np.maximum(abs(x), abs(y)) < 0.95),
+# Patterns: (u, v) -> how far to mix a surface's two colours, clipped to [-1, 1] later; u and v are
+# two triangle waves in [-1, 1] at right angles.
+
+
+def _dots(u: Array, v: Array) -> Array:
+    return 4 * (0.8 - np.square(1 - u) - np.square(1 - v))
+
+
+def _checks(u: Array, v: Array) -> Array:
+    return 8 * u * v
+
+
+def _stripes(u: Array, v: Array) -> Array:
+    return 4 * u
+
+
+def _plain(u: Array, v: Array) -> Array:
+    return 0 * u
+
+
+# A class: its outline, (x, y) -> inside, bool, within the unit circle; and its pattern, which two
+# classes may share. The largest area is twice the smallest.
+_SHAPES: dict[str, tuple[_Function, _Function]] = {
+    "disc": (lambda x, y: x * x + y * y < 0.64, _dots),
+    "square": (lambda x, y: np.maximum(abs(x), abs(y)) < 0.7, _checks),
+    "triangle": (
+        lambda x, y: np.maximum(-y, 0.5 * y + 0.8660254037844386 * abs(x)) < 0.5,
+        _stripes,
+    ),
+    "star": (_star, _dots),
+    "ring": (lambda x, y: abs(x * x + y * y - 0.64) < 0.36, _stripes),
+    "cross": (
+        lambda x, y: (np.minimum(abs(x), abs(y)) < 0.3) & (np.maximum(abs(x), abs(y)) < 0.95),
+        _plain,
+    ),
 }
 
-# (u, v) -> how far to mix the surface's two colours, clipped to [-1, 1] later; u and v are two
-# triangle waves in [-1, 1] at right angles.
-_TEXTURES: tuple[Callable[[Array, Array], Array], ...] = (
-    lambda u, v: 4 * u,  # stripes
-    lambda u, v: 8 * u * v,  # checks
-    lambda u, v: 4 * (0.8 - np.square(1 - u) - np.square(1 - v)),  # dots
-)
-
-CLASSES: tuple[str, ...] = ("background", *_OUTLINES)
+CLASSES: tuple[str, ...] = ("background", *_SHAPES)
 PALETTE: tuple[tuple[int, int, int], ...] = (
     (0, 0, 0),
     (230, 159, 0),
@@ -170,12 +189,12 @@ def _draw(random: _Random, height: int, width: int) -> tuple[Array, Array, Array
     x = (np.arange(width, dtype=np.float32) + 0.5) / side
     y = (np.arange(height, dtype=np.float32)[:, None] + 0.5) / side
     owner = np.zeros((height, width), np.uint8)
-    mix = _texture(random, x, y)
+    mix = _ground(random, x, y)
     kinds = [0]
     colours = [random.uniforms(0, 1, 3)]
     for number in range(1, 4 + random.below(6)):
-        kinds.append(1 + random.below(len(_OUTLINES)))
-        radius = random.uniform(0.1, 0.27)
+        kinds.append(1 + random.below(len(_SHAPES)))
+        radius = random.uniform(0.14, 0.3)
         column, row = random.uniform(0, width / side), random.uniform(0, height / side)
         beneath = colours[owner[int(row * side), int(column * side)]]
         colours.append(_apart(random.uniforms(0, 1, 3), beneath))
@@ -184,14 +203,18 @@ def _draw(random: _Random, height: int, width: int) -> tuple[Array, Array, Array
         rows, columns = _span(row, radius, side), _span(column, radius, side)
         cos, sin = random.direction()
         right, down = (x[columns] - column) / radius, (y[rows] - row) / radius
-        outline = _OUTLINES[CLASSES[kinds[number]]]
+        outline, pattern = _SHAPES[CLASSES[kinds[number]]]
         inside = outline(cos * right + sin * down, cos * down - sin * right)
         np.copyto(owner[rows, columns], number, where=inside)
-        np.copyto(mix[rows, columns], _texture(random, x[columns], y[rows]), where=inside)
+        surface = _texture(random, x[columns], y[rows], pattern)
+        np.copyto(mix[rows, columns], surface, where=inside)
 
     # Colour planes come first until the end: NumPy is slow over an innermost axis of 3. `take`
     # keeps that order in memory, indexing does not.
-    swings = [random.uniforms(-0.22, 0.22, 3) for _ in colours]
+    swings = [
+        [(0.1 + 0.12 * u) * (1 - 2 * random.below(2)) for u in random.uniforms(0, 1, 3)]
+        for _ in colours
+    ]
     middle, swing = 0.15 + 0.7 * np.array(colours, np.float32).T, np.array(swings, np.float32).T
     image = np.take(middle, owner, axis=1) + np.take(swing, owner, axis=1) * mix
     image *= 255 * _light(random, x, y)
@@ -229,21 +252,26 @@ def _apart(colour: list[float], other: list[float]) -> list[float]:
     return [(a + 0.5) % 1 for a in colour] if distance < 0.6 else colour
 
 
-def _texture(random: _Random, x: Array, y: Array) -> Array:
-    """Values in [-1, 1], float32 (h, w), at the columns x (w,) and the rows y (h, 1)."""
-    kind, frequency = random.below(len(_TEXTURES) + 2), random.uniform(6, 16)
+def _texture(random: _Random, x: Array, y: Array, pattern: _Function) -> Array:
+    """A shape's surface: values in [-1, 1], float32 (h, w), at columns x (w,) and rows y (h, 1)."""
+    frequency = random.uniform(7, 13)
     cos, sin = random.direction()
     along, across = random.uniforms(0, 8, 2)
-    if kind == len(_TEXTURES):  # clouds
-        frequency /= 2
+    u = _wave((cos * frequency) * x + ((sin * frequency) * y + along))
+    v = _wave((cos * frequency) * y - ((sin * frequency) * x + across))
+    return np.clip(pattern(u, v), -1, 1)
+
+
+def _ground(random: _Random, x: Array, y: Array) -> Array:
+    """The background's surface, clouds or a plain slope: as `_texture`."""
+    along, across = random.uniforms(0, 8, 2)
+    if random.below(2):
+        frequency = random.uniform(3, 6)
         grid = random.bytes(64).reshape(8, 8).astype(np.float32) / 64 - 2
         rows = _between(grid, frequency * y[:, 0] + along)
         return np.clip(_between(rows.T, frequency * x + across).T, -1, 1)
-    if kind > len(_TEXTURES):  # a plain gradient
-        return _wave((cos * x + sin * y) * (frequency / 16) + along)
-    u = _wave((cos * frequency) * x + ((sin * frequency) * y + along))
-    v = _wave((cos * frequency) * y - ((sin * frequency) * x + across))
-    return np.clip(_TEXTURES[kind](u, v), -1, 1)
+    cos, sin = random.direction()
+    return _wave((cos * x + sin * y) * random.uniform(0.3, 1) + along)
 
 
 def _wave(phase: Array) -> Array:
