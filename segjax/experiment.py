@@ -535,10 +535,10 @@ def main(recipe: type[Recipe], argv: Sequence[str] | None = None) -> None:
 
         Args:
             run: The run folder.
-            distributed: Join the processes of a cluster (Slurm, Open MPI, Kubernetes, Cloud TPU).
+            distributed: Join the other processes of a cluster; each runs this same command.
         """
         if distributed:
-            jax.distributed.initialize()
+            sharding.join_cluster()
         train(recipe, run, name=name)
 
     def cost_(recipe: given, *, run: Path = home) -> None:

@@ -1,5 +1,6 @@
 """One mesh, from a CPU to a pod: the batch is split over `data`, all else is everywhere."""
 
+import os
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
@@ -9,6 +10,31 @@ import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from segjax.errors import SegjaxError
+
+
+def join_cluster() -> None:
+    """Make this process one of a cluster's; the first thing that a process does with JAX.
+
+    Slurm, Open MPI, Kubernetes and Cloud TPU are found by JAX. Elsewhere JAX_COORDINATOR_ADDRESS
+    (host:port of the first process), JAX_NUM_PROCESSES and JAX_PROCESS_ID tell.
+
+    Raises:
+        SegjaxError: there is no cluster, or it cannot be joined.
+    """
+
+    def told(name: str) -> int | None:
+        return int(os.environ[name]) if name in os.environ else None
+
+    try:
+        jax.distributed.initialize(
+            num_processes=told("JAX_NUM_PROCESSES"), process_id=told("JAX_PROCESS_ID")
+        )
+    except (ValueError, RuntimeError) as error:
+        raise SegjaxError(
+            f"No cluster could be joined: {error} Start one process per host through Slurm, Open "
+            "MPI, Kubernetes or Cloud TPU, set JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and "
+            "JAX_PROCESS_ID, or drop --distributed on a single host."
+        ) from error
 
 
 def make_mesh(devices: Sequence[jax.Device] | None = None) -> Mesh:

@@ -5,6 +5,7 @@ import importlib.util
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import warnings
@@ -354,6 +355,51 @@ def test_help_says_what_fields_mean(capsys):
     told = " ".join(capsys.readouterr().out.split())
     for text in ("Folder with images/ and masks/", "Slices held out", "Training steps", "--run"):
         assert text in told
+
+
+def test_two_processes_train_as_one(tmp_path):
+    """The whole command in two processes of one device each, and in one of two devices."""
+
+    def start(home, **environment):
+        command = [sys.executable, EXPERIMENTS / "unet_shapes.py", "train", "--run", home]
+        command += small("unet_shapes") + ["--distributed"] * bool(len(environment) > 1)
+        return subprocess.Popen(
+            list(map(str, command)),
+            cwd=tmp_path, env=os.environ | environment, text=True,
+            stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
+        )  # fmt: skip
+
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{free.getsockname()[1]}"
+    both = {
+        "JAX_NUM_CPU_DEVICES": "1",
+        "JAX_COORDINATOR_ADDRESS": address,
+        "JAX_NUM_PROCESSES": "2",
+    }
+    started = [start("two", **both, JAX_PROCESS_ID=str(i)) for i in range(2)]
+    started.append(start("one", JAX_NUM_CPU_DEVICES="2"))
+    for process in started:
+        told = process.communicate(timeout=300)[1]
+        assert process.returncode == 0, told
+
+    one, two = (read_metrics(tmp_path / name / "metrics.jsonl") for name in ("one", "two"))
+    assert len(one) == len(two) == 3  # a line of training, two of scores
+    assert one[1]["loss"] == pytest.approx(two[1]["loss"], rel=1e-5)
+    scores = [json.loads((tmp_path / n / "report/scores.json").read_text()) for n in ("one", "two")]
+    counted = [np.sum(score["confusion"], axis=1).tolist() for score in scores]
+    assert counted[0] == counted[1]  # every held-out pixel once
+    assert scores[0]["mean_iou"] == pytest.approx(scores[1]["mean_iou"], abs=1e-3)
+
+
+def test_no_cluster_to_join(tmp_path, capsys, monkeypatch):
+    def initialize(**_):
+        raise ValueError("coordinator_address should be defined.")
+
+    monkeypatch.setattr(jax.distributed, "initialize", initialize)
+    arguments = ["--run", tmp_path / "run", *small("unet_shapes", "--distributed")]
+    told = run("unet_shapes", "train", *arguments, fails=True, capsys=capsys)
+    assert "No cluster could be joined" in told and "JAX_NUM_PROCESSES" in told
 
 
 def test_from_the_shell_twice_compiles_once_and_needs_the_folder_alone(tmp_path):
