@@ -19,11 +19,11 @@ class UNetShapes(Recipe):
     python experiments/unet_shapes.py train
     """
 
-    steps: int = 800
+    steps: int = 700
     batch_size: int = 16
     canvas: tuple[int, int] = (64, 64)
     crop: tuple[int, int] = (64, 64)
-    evaluate_every: int = 200
+    evaluate_every: int = 350
     widths: tuple[int, ...] = (16, 32, 64, 128)
     """Channels of the U-Net's levels."""
     learning_rate: float = 5e-3
