@@ -274,15 +274,16 @@ def evaluate(
         if not hasattr(source, "root"):
             raise SegjaxError(f"{run}: its data is not read from a folder; drop --data.")
         source = dataclasses.replace(source, root=data)
-    step, predict = _load(stored, checkpoint)
+    step, predict, variables = _load(stored, checkpoint)
     mesh = sharding.make_mesh()
     batch_size = batch_size or stored.fields["batch_size"]
     sharding.check_batch_size(mesh, batch_size)
-    confusion = _confusion(
-        predict, source, mesh, batch_size=batch_size, canvas=stored.fields["canvas"]
-    )
+    on_mesh = partial(predict, jax.device_put(variables, sharding.replicated(mesh)))
+    canvas = stored.fields["canvas"]
+    confusion = _confusion(on_mesh, source, mesh, batch_size=batch_size, canvas=canvas)
     if jax.process_index() == 0:
-        _write_report(run, source, predict, step, confusion)
+        # Alone, without the other processes of a cluster.
+        _write_report(run, source, partial(predict, jax.device_put(variables)), step, confusion)
     return metrics.summary(confusion)
 
 
@@ -315,7 +316,8 @@ def predict(
         )
     if not images:
         raise SegjaxError("No picture was named; give one or more files.")
-    _, logits = _load(stored, checkpoint)
+    _, logits, variables = _load(stored, checkpoint)
+    logits = partial(logits, jax.device_put(variables))
     palette = stored.rebuild("palette")
     out.mkdir(parents=True, exist_ok=True)
     unread = []
@@ -380,8 +382,8 @@ def _check_source(source: pipeline.Source, *, num_classes: int, canvas: tuple[in
     pipeline.pad_to_canvas(source[0], canvas)
 
 
-def _load(run: Run, checkpoint: Which) -> tuple[int, inference.Predict]:
-    """The step of a checkpoint of a run, and its predict function."""
+def _load(run: Run, checkpoint: Which) -> tuple[int, Callable[..., jax.Array], Any]:
+    """The step of a checkpoint, the run's `make_predict`, and the variables (NumPy) it takes."""
     model: Any = run.rebuild("model")
     images = jnp.zeros((1, *run.fields["crop"], run.fields["channels"]))
     like = jax.eval_shape(lambda: model.init(jax.random.key(0), images))
@@ -390,8 +392,7 @@ def _load(run: Run, checkpoint: Which) -> tuple[int, inference.Predict]:
         if step is None:
             raise SegjaxError(f"{run.folder}: no checkpoint yet. Train it first.")
         variables = checkpoints.restore(dict(like), step=step)
-    predict = inference.make_predict(model, normalise=run.rebuild("normalise"))
-    return step, partial(predict, variables)
+    return step, inference.make_predict(model, normalise=run.rebuild("normalise")), variables
 
 
 def _confusion(
@@ -430,7 +431,8 @@ def _write_report(
     finite = {name: None if math.isnan(value) else value for name, value in overall.items()}
     scores = {"step": step, **finite, "classes": classes, "confusion": confusion.tolist()}
     write_whole(where / "scores.json", json.dumps(scores))
-    report.plot_curves(report.read_metrics(folder / "metrics.jsonl"), where / "curves.png")
+    if told := report.read_metrics(folder / "metrics.jsonl"):
+        report.plot_curves(told, where / "curves.png")
 
     rows = []
     for i in np.linspace(0, len(source) - 1, min(SHEET_ROWS, len(source))).astype(int).tolist():
@@ -439,9 +441,9 @@ def _write_report(
         rows.append((image, example["label"], label))
         _save(visualise.overlay(image, label, palette), where / f"overlays/{example['id']}.png")
     visualise.preview_sheet(rows, classes, palette).save(where / "preview.png")
-    rich.print(
-        f"Checkpoint of step {step}, {len(source)} pictures. In {where}: preview.png, "
-        "curves.png, overlays/, scores.md, scores.json"
+    print(
+        f"Checkpoint of step {step}, {len(source)} pictures. Look at {where / 'preview.png'}, "
+        "and beside it curves.png, overlays/, scores.md and scores.json."
     )
 
 

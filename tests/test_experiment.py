@@ -140,7 +140,7 @@ def state_of(home):
 
 
 def test_interrupted_and_resumed_is_bit_identical(tmp_path, monkeypatch, capsys):
-    arguments = small("unet_shapes", "--steps", 7, "--evaluate-every", 3)
+    arguments = small("unet_shapes", "--steps", 7, "--evaluate-every", 6)
     run("unet_shapes", "train", "--run", tmp_path / "straight", *arguments)
 
     told = RunLog.step
@@ -154,6 +154,8 @@ def test_interrupted_and_resumed_is_bit_identical(tmp_path, monkeypatch, capsys)
     with pytest.raises(SystemExit, match="Interrupted after step 5; the same command"):
         run("unet_shapes", "train", "--run", tmp_path / "resumed", *arguments)
     assert state_of(tmp_path / "resumed")[0] == 5
+    run("unet_shapes", "evaluate", "--run", tmp_path / "resumed")  # nothing is logged yet
+    assert not (tmp_path / "resumed/report/curves.png").exists()
     run("unet_shapes", "train", "--run", tmp_path / "resumed", *arguments)
     assert "going on from step 5 of 7" in capsys.readouterr().out
 

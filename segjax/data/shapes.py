@@ -1,7 +1,7 @@
 """The built-in data set: pictures of textured shapes, drawn from a seed and an index, no files.
 
 For trying a network, a recipe or an installation without a download. Six shapes are told apart by
-outline, and in part by pattern, never by colour: colours, size and light are drawn alike for all.
+outline and, but for two, by pattern, never by colour: colours, size and light are drawn alike for all.
 It knows NumPy and nothing of augmentation, batches or JAX.
 """
 
@@ -58,12 +58,16 @@ def _stripes(u: Array, v: Array) -> Array:
     return 4 * u
 
 
+def _grid(u: Array, v: Array) -> Array:
+    return 6 * (np.maximum(u, v) - 0.5)
+
+
 def _plain(u: Array, v: Array) -> Array:
     return 0 * u
 
 
-# A class: its outline, (x, y) -> inside, bool, within the unit circle; and its pattern, which two
-# classes may share. The largest area is twice the smallest.
+# A class: its outline, (x, y) -> inside, bool, within the unit circle; and its pattern, which ring
+# and triangle share. The largest area is twice the smallest.
 _SHAPES: dict[str, tuple[_Function, _Function]] = {
     "disc": (lambda x, y: x * x + y * y < 0.64, _dots),
     "square": (lambda x, y: np.maximum(abs(x), abs(y)) < 0.7, _checks),
@@ -71,7 +75,7 @@ _SHAPES: dict[str, tuple[_Function, _Function]] = {
         lambda x, y: np.maximum(-y, 0.5 * y + 0.8660254037844386 * abs(x)) < 0.5,
         _stripes,
     ),
-    "star": (_star, _dots),
+    "star": (_star, _grid),
     "ring": (lambda x, y: abs(x * x + y * y - 0.64) < 0.36, _stripes),
     "cross": (
         lambda x, y: (np.minimum(abs(x), abs(y)) < 0.3) & (np.maximum(abs(x), abs(y)) < 0.95),
