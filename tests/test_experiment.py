@@ -122,6 +122,15 @@ def test_every_recipe_trains_evaluates_and_predicts(script, folder, isbi, tmp_pa
         assert overlay.size == (21, 33)
 
 
+def test_compute_in_bfloat16(tmp_path):
+    home = tmp_path / "run"
+    run("unet_shapes", "train", "--run", home, *small("unet_shapes", "--compute", "bfloat16"))
+    _, state = state_of(home)
+    assert {leaf.dtype for leaf in jax.tree.leaves(state["params"])} == {np.dtype("float32")}
+    assert {leaf.dtype for leaf in jax.tree.leaves(state["batch_stats"])} == {np.dtype("float32")}
+    assert json.loads((home / "recipe.json").read_text())["model"]["fields"]["dtype"] == "bfloat16"
+
+
 @pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.stem)
 def test_cost_needs_no_data(script, capsys):
     name = script.stem

@@ -1,8 +1,8 @@
 """The built-in data set: pictures of textured shapes, drawn from a seed and an index, no files.
 
 For trying a network, a recipe or an installation without a download. Six shapes are told apart by
-outline and, but for two, by pattern, never by colour: colours, size and light are drawn alike for all.
-It knows NumPy and nothing of augmentation, batches or JAX.
+outline and, but for two, by pattern, never by colour: colour, size and light are drawn alike for
+all. It knows NumPy and nothing of augmentation, batches or JAX.
 """
 
 import math
