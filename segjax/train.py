@@ -145,7 +145,7 @@ def fit(
         The state after the last step taken.
 
     Raises:
-        SegjaxError: loss or gradient not finite, naming the step.
+        SegjaxError: loss or gradient not finite, or the batches ended, naming the step.
         Exception: what `batches` and actions raise, after the rescue.
     """
     start = int(state.step)
@@ -178,7 +178,12 @@ def fit(
     for number in range(start + 1, until + 1):
         asked = time.perf_counter()
         with rescued(number - 1):
-            batch = next(batches)
+            batch = next(batches, None)
+            if batch is None:
+                raise SegjaxError(
+                    f"The batches ended after step {number - 1} of {until}. Give more, or batches "
+                    "without end, as of `pipeline.train_batches`."
+                )
         wait = time.perf_counter() - asked
         state, scalars = train_step(state, batch)
         settle()

@@ -317,6 +317,12 @@ def test_what_an_action_raises_passes_through_after_the_rescue(calls):
     assert calls[-2:] == ["observe 2: 2", "rescue 2: 3"]
 
 
+def test_batches_that_end_are_told_after_the_rescue(calls):
+    with pytest.raises(SegjaxError, match="ended after step 2 of 4"):
+        calls.fit([1, 2], until=4)
+    assert calls[-2:] == ["observe 2: 2", "rescue 2: 3"]
+
+
 def not_finite(step):
     return pytest.raises(SegjaxError, match=rf"at step {step}: .*loss is nan\..*lower learning")
 
