@@ -14,7 +14,7 @@ from segjax.models import FCN, fcn
 # These small programs take longer to compile than to run.
 jit = partial(
     jax.jit,
-    compiler_options={"xla_backend_optimization_level": 0, "xla_cpu_use_fusion_emitters": False},
+    compiler_options={"xla_backend_optimization_level": 0},
 )
 Small = partial(FCN, 3, widths=(2, 3, 4, 5, 6), classifier_width=7)
 SCORES = {32: {"score_fr"}, 16: {"score_fr", "score_pool4"}}

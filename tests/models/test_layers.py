@@ -30,7 +30,7 @@ GEOMETRIES = [
 # These many small programs take longer to compile than to run.
 jit = partial(
     jax.jit,
-    compiler_options={"xla_backend_optimization_level": 0, "xla_cpu_use_fusion_emitters": False},
+    compiler_options={"xla_backend_optimization_level": 0},
 )
 
 

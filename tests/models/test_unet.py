@@ -17,7 +17,7 @@ from segjax.models.layers import UpConv
 # These small programs take longer to compile than to run.
 jit = partial(
     jax.jit,
-    compiler_options={"xla_backend_optimization_level": 0, "xla_cpu_use_fusion_emitters": False},
+    compiler_options={"xla_backend_optimization_level": 0},
 )
 WIDTHS = (3, 4, 5)
 
