@@ -3,18 +3,25 @@ what wraps one (tiles, flips, scales) takes such a function and returns one.
 """
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import linen as nn
 
 Predict = Callable[[jax.Array], jax.Array]
 
 
+class Network(Protocol):
+    """What is asked of a network here; those of `segjax.models` have it."""
+
+    @property
+    def geometry(self) -> Any: ...
+    def apply(self, variables: Any, *args: Any, **kwargs: Any) -> Any: ...
+
+
 def make_predict(
-    model: nn.Module, *, normalise: Callable[[jax.Array], jax.Array]
+    model: Network, *, normalise: Callable[[jax.Array], jax.Array]
 ) -> Callable[[Mapping[str, Any], jax.Array], jax.Array]:
     """The jitted prediction of a network, for pictures of any size.
 
@@ -30,7 +37,7 @@ def make_predict(
         (variables, uint8 images (B, H, W, C)) -> float32 logits (B, H, W, N). Bind the variables,
         `partial(make_predict(…), variables)`, for a predict function.
     """
-    geometry = model.geometry  # type: ignore[attr-defined]
+    geometry = model.geometry
     margin = geometry.margin
 
     @jax.jit
@@ -39,8 +46,8 @@ def make_predict(
         rows = (margin, geometry.fit(height) - height - margin)
         columns = (margin, geometry.fit(width) - width - margin)
         images = jnp.pad(images, ((0, 0), rows, columns, (0, 0)), mode="reflect")
-        output: Any = model.apply(variables, normalise(images), train=False)
-        return output.logits[:, :height, :width]
+        logits = model.apply(variables, normalise(images), train=False).logits
+        return logits[:, :height, :width]
 
     return predict
 
