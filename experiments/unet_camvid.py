@@ -43,11 +43,11 @@ class UNetCamVid(Recipe):
     def source(self, split: Split) -> Folder:
         return Folder(self.data, CAMVID_CLASSES, CAMVID_PALETTE, split=split, values=((11, 255),))
 
-    def schedule(self) -> optax.Schedule:
+    def schedule(self) -> optimizers.Schedule:
         return optimizers.cosine(self.learning_rate, steps=self.steps, warmup=self.steps // 20)
 
     def optimizer(self) -> optax.GradientTransformation:
-        return optimizers.adamw(self.schedule(), weight_decay=1e-3)
+        return optimizers.adamw(weight_decay=1e-3)
 
     def augment(
         self, key: jax.Array, image: jax.Array, label: jax.Array

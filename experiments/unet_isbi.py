@@ -52,11 +52,11 @@ class UNetISBI(Recipe):
             channels=self.channels,
         )
 
-    def schedule(self) -> optax.Schedule:
+    def schedule(self) -> optimizers.Schedule:
         return optimizers.cosine(self.learning_rate, steps=self.steps, warmup=self.steps // 20)
 
     def optimizer(self) -> optax.GradientTransformation:
-        return optimizers.adamw(self.schedule(), weight_decay=1e-3)
+        return optimizers.adamw(weight_decay=1e-3)
 
     def augment(
         self, key: jax.Array, image: jax.Array, label: jax.Array

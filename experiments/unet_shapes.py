@@ -41,11 +41,11 @@ class UNetShapes(Recipe):
             return Shapes(self.pictures, size=self.canvas, seed=2 * self.seed)
         return Shapes(self.held_out, size=self.canvas, seed=2 * self.seed + 1)
 
-    def schedule(self) -> optax.Schedule:
+    def schedule(self) -> optimizers.Schedule:
         return optimizers.cosine(self.learning_rate, steps=self.steps, warmup=self.steps // 20)
 
     def optimizer(self) -> optax.GradientTransformation:
-        return optimizers.adamw(self.schedule(), weight_decay=1e-3)
+        return optimizers.adamw(weight_decay=1e-3)
 
     def augment(
         self, key: jax.Array, image: jax.Array, label: jax.Array

@@ -32,7 +32,7 @@ from PIL import Image
 from rich.table import Table
 
 import segjax
-from segjax import inference, losses, metrics, report, sharding, visualise
+from segjax import inference, losses, metrics, optimizers, report, sharding, visualise
 from segjax.checkpoint import Checkpoints
 from segjax.data import augment, pipeline
 from segjax.data.folder import read_picture
@@ -87,12 +87,12 @@ class Recipe(abc.ABC):
         """The data to train on, or the data held out."""
 
     @abc.abstractmethod
-    def schedule(self) -> optax.Schedule:
+    def schedule(self) -> optimizers.Schedule:
         """The learning rate of a step."""
 
     @abc.abstractmethod
     def optimizer(self) -> optax.GradientTransformation:
-        """What turns gradients into updates."""
+        """What turns gradients into updates, at a learning rate of 1."""
 
     @abc.abstractmethod
     def augment(
@@ -107,20 +107,20 @@ class Recipe(abc.ABC):
 
 def make_prepare(
     recipe: Recipe, *, margin: int = 0
-) -> Callable[[Batch], tuple[jax.Array, jax.Array]]:
-    """Batch -> network input (B, H, W, C) and labels, on the device: augmented, scaled.
+) -> Callable[[jax.Array, Batch], tuple[jax.Array, jax.Array]]:
+    """(key, batch) -> network input (B, H, W, C) and labels, on the device: augmented, scaled.
 
     A network that loses a margin sees pictures mirrored by it beyond their edges, and labels
     without it.
     """
 
-    def prepare(batch: Batch) -> tuple[jax.Array, jax.Array]:
+    def prepare(key: jax.Array, batch: Batch) -> tuple[jax.Array, jax.Array]:
         images, labels = batch["image"], batch["label"]
         if margin:
             around = ((0, 0), (margin, margin), (margin, margin))
             images = jnp.pad(images, (*around, (0, 0)), mode="reflect")
             labels = jnp.pad(labels, around, constant_values=pipeline.IGNORE)
-        keys = jax.vmap(partial(augment.record_key, recipe.seed))(batch["epoch"], batch["record"])
+        keys = jax.vmap(partial(augment.record_key, key))(batch["epoch"], batch["record"])
         images, labels = jax.vmap(recipe.augment)(keys, images, labels)
         _, height, width = labels.shape
         return recipe.normalise(images), crop(labels, height - 2 * margin, width - 2 * margin)
@@ -136,13 +136,14 @@ class _Parts:
         self.model: Any = recipe.model()
         self.model.geometry.check(*recipe.crop)
         optimizer = recipe.optimizer()
-        parameters, dropout = jax.random.split(jax.random.key(recipe.seed))
+        parameters, steps = jax.random.split(jax.random.key(recipe.seed))
         self.step = make_train_step(
             self.model,
             optimizer,
             recipe.loss,
+            schedule=recipe.schedule(),
             prepare=make_prepare(recipe, margin=self.model.geometry.margin),
-            key=dropout,
+            key=steps,
         )
         self.make_state = partial(
             make_state,
@@ -184,7 +185,6 @@ def train(recipe: Recipe, folder: Path, *, name: str) -> None:
         },
     )
     predict = inference.make_predict(parts.model, normalise=recipe.normalise)
-    schedule = recipe.schedule()
 
     with Checkpoints(folder / "checkpoints") as checkpoints, _interruption() as interrupted:
         state, start = parts.make_state(), checkpoints.newest or 0
@@ -203,7 +203,7 @@ def train(recipe: Recipe, folder: Path, *, name: str) -> None:
             if number == start + 1:
                 seconds = time.perf_counter() - segjax.STARTED
                 log.say(f"first step {seconds:.1f} s after the start; {compiled}")
-            log.step(number, scalars, learning_rate=float(schedule(number - 1)), waited=waited)
+            log.step(number, scalars, waited=waited)
 
         def evaluate_and_save(number: int, state: State) -> None:
             with log.paused():

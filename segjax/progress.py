@@ -122,15 +122,12 @@ class RunLog:
         self._lines.close()
         self._events.close()
 
-    def step(
-        self, number: int, scalars: Mapping[str, float], *, learning_rate: float, waited: float
-    ) -> None:
+    def step(self, number: int, scalars: Mapping[str, float], *, waited: float) -> None:
         """Tells that a step is finished.
 
         Args:
             number: the step's number, from `start + 1` to `total`.
-            scalars: what the step computed, "loss" among it.
-            learning_rate: the one the step used.
+            scalars: what the step computed, "loss" and "learning_rate" among it.
             waited: seconds the loop waited for this step's data.
         """
         if self._quiet:
@@ -150,8 +147,8 @@ class RunLog:
 
         last = number == self._total
         if last or number % self._log_every == 0:
-            self._log(number, scalars, learning_rate)
-        self._show(number, learning_rate, now, last)
+            self._log(number, scalars)
+        self._show(number, scalars["learning_rate"], now, last)
 
     def scores(self, number: int, values: Mapping[str, float]) -> None:
         """Tells the validation scores after a step, by name; "mean_iou" is what curves show."""
@@ -177,10 +174,9 @@ class RunLog:
         finally:
             self._mark += self._clock() - began
 
-    def _log(self, number: int, scalars: Mapping[str, float], learning_rate: float) -> None:
+    def _log(self, number: int, scalars: Mapping[str, float]) -> None:
         values = dict(scalars) | {
             "loss": sum(self._losses) / len(self._losses),
-            "learning_rate": learning_rate,
             "images_per_second": self._rate(self._interval),
             "data_wait": _share_waited(self._interval),
         }

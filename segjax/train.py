@@ -4,6 +4,7 @@ import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any, NamedTuple
 
 import flax
@@ -67,25 +68,36 @@ def make_train_step(
     optimizer: optax.GradientTransformation,
     loss: Callable[[Any, jax.Array], jax.Array],
     *,
-    prepare: Callable[[Batch], tuple[jax.Array, jax.Array]],
+    schedule: Callable[[jax.Array], jax.Array],
+    prepare: Callable[[jax.Array, Batch], tuple[jax.Array, jax.Array]],
     key: jax.Array,
 ) -> Callable[[State, Batch], tuple[State, Scalars]]:
     """The jitted training step; its first argument is donated.
 
+    Key and schedule are arguments of the compiled program, not constants in it, so that other
+    seeds, rates and numbers of steps find it in the compilation cache.
+
     Args:
         model: whose `apply` returns an `Output`.
-        optimizer: of optax.
+        optimizer: of optax, at a learning rate of 1.
         loss: (output, labels (B, H, W)) -> scalar over the global batch.
-        prepare: batch -> (network input (B, H, W, C), labels (B, H, W)): augmentation, scaling.
-        key: of dropout, folded with the step, so that a resumed run draws the same.
+        schedule: steps done -> learning rate. The numbers of those of `segjax.optimizers`, which
+            are pytrees, are such arguments; those of a plain function are constants.
+        prepare: (key, batch) -> (network input (B, H, W, C), labels (B, H, W)): augmentation,
+            scaling. The key is the same at every step.
+        key: of augmentation and dropout; for dropout it is folded with the step, so that a resumed
+            run draws the same.
 
     Returns:
-        (state, batch) -> (state, {"loss", "gradient_norm"}). The step is a pure function: on n
-        devices it computes what it computes on one.
+        (state, batch) -> (state, {"loss", "gradient_norm", "learning_rate"}). The step is a pure
+        function: on n devices it computes what it computes on one.
     """
 
-    def step(state: State, batch: Batch) -> tuple[State, Scalars]:
-        images, labels = prepare(batch)
+    def step(
+        state: State, batch: Batch, key: jax.Array, schedule: Callable[[jax.Array], jax.Array]
+    ) -> tuple[State, Scalars]:
+        augmentation, dropout = jax.random.split(key)
+        images, labels = prepare(augmentation, batch)
 
         def objective(params: Any) -> tuple[jax.Array, Any]:
             output, changed = model.apply(
@@ -93,17 +105,21 @@ def make_train_step(
                 images,
                 train=True,
                 mutable=["batch_stats"],
-                rngs={"dropout": jax.random.fold_in(key, state.step)},
+                rngs={"dropout": jax.random.fold_in(dropout, state.step)},
             )
             return loss(output, labels), changed.get("batch_stats", {})
 
         (value, stats), gradients = jax.value_and_grad(objective, has_aux=True)(state.params)
         updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
-        params = optax.apply_updates(state.params, updates)
-        scalars = {"loss": value, "gradient_norm": optax.tree.norm(gradients)}
+        rate = schedule(state.step)
+        params = optax.apply_updates(state.params, optax.tree.scale(rate, updates))
+        norm = optax.tree.norm(gradients)
+        scalars = {"loss": value, "gradient_norm": norm, "learning_rate": rate}
         return State(state.step + 1, params, stats, opt_state), scalars
 
-    return jax.jit(step, donate_argnums=0)
+    if jax.tree_util.all_leaves([schedule]):  # a plain function, such as optax's schedules
+        schedule = jax.tree_util.Partial(schedule)
+    return partial(jax.jit(step, donate_argnums=0), key=key, schedule=schedule)
 
 
 class Every(NamedTuple):

@@ -17,8 +17,8 @@ from segjax.checkpoint import Checkpoints
 from segjax.errors import SegjaxError
 from segjax.train import State
 
-SGD = optimizers.sgd(optimizers.cosine(0.1, steps=9))
-ADAMW = optimizers.adamw(0.1)
+SGD = optimizers.sgd()
+ADAMW = optimizers.adamw()
 
 
 def make_state(step=1, *, optimizer=SGD, classes=4, features=3) -> State:

@@ -425,8 +425,9 @@ def test_from_the_shell_twice_compiles_once_and_needs_the_folder_alone(tmp_path)
         )  # fmt: skip
 
     script = EXPERIMENTS / "unet_shapes.py"
-    for home, compiled in (("first", False), ("second", True)):
-        ran = shell(script, "train", "--run", home, *small("unet_shapes"))
+    other = ("--steps", 3, "--learning-rate", 0.01, "--seed", 1)
+    for home, fields, compiled in (("first", (), False), ("second", other, True)):
+        ran = shell(script, "train", "--run", home, *small("unet_shapes", *fields))
         assert ran.returncode == 0, ran.stderr
         assert ("; 0 programs compiled" in ran.stdout) == compiled, ran.stdout
 

@@ -57,19 +57,22 @@ def gradients(step):
     }
 
 
-def run(optimiser, steps):
+TENTH = optimizers.constant(0.1)
+
+
+def run(optimiser, steps, schedule=TENTH):
     params = parameters()
     state = optimiser.init(params)
     update = jax.jit(optimiser.update)
     for step in range(steps):
         updates, state = update(gradients(step), state, params)
-        params = optax.apply_updates(params, updates)
+        params = optax.apply_updates(params, optax.tree.scale(schedule(step), updates))
     return params
 
 
 def test_sgd_is_its_formula_and_decays_kernels_only():
     rate, momentum, decay = 0.1, 0.8, 0.05
-    got = run(optimizers.sgd(rate, momentum=momentum, weight_decay=decay), 3)
+    got = run(optimizers.sgd(momentum=momentum, weight_decay=decay), 3)
     for name, w in parameters().items():
         v = 0
         for step in range(3):
@@ -79,7 +82,7 @@ def test_sgd_is_its_formula_and_decays_kernels_only():
 
 
 def test_the_schedule_is_read_at_the_step():
-    got = run(optimizers.sgd(optimizers.polynomial(1.0, steps=2, power=1), momentum=0.0), 3)
+    got = run(optimizers.sgd(momentum=0.0), 3, optimizers.polynomial(1.0, steps=2, power=1))
     for name, w in parameters().items():
         want = w - gradients(0)[name] - 0.5 * gradients(1)[name]
         np.testing.assert_allclose(got[name], want, rtol=1e-5, atol=1e-6)
@@ -104,7 +107,7 @@ def test_sgd_is_pytorchs(decay):
         groups = [{"params": kernels, "weight_decay": decay}, {"params": others}]
         return torch.optim.SGD(groups, lr=0.1, momentum=0.9)
 
-    got, want = run(optimizers.sgd(0.1, weight_decay=decay), 5), run_torch(torch, make)
+    got, want = run(optimizers.sgd(weight_decay=decay), 5), run_torch(torch, make)
     for name in got:
         np.testing.assert_allclose(got[name], want[name], rtol=1e-5, atol=1e-6, err_msg=name)
 
@@ -121,18 +124,18 @@ def test_adamw_is_pytorchs_with_only_kernels_decayed(decay):
         ]
         return torch.optim.AdamW(groups, lr=0.1)
 
-    got, want = run(optimizers.adamw(0.1, **options), 5), run_torch(torch, make)
+    got, want = run(optimizers.adamw(**options), 5), run_torch(torch, make)
     for name in got:  # of a way of 0.5; optax rounds 1 - 0.999^t to float32
         np.testing.assert_allclose(got[name], want[name], rtol=1e-5, atol=1e-5, err_msg=name)
 
 
 @each_optimiser
 def test_without_a_gradient_only_kernels_shrink(name):
-    optimiser = OPTIMISERS[name](0.1, weight_decay=0.1)
+    optimiser = OPTIMISERS[name](weight_decay=0.1)
     params = parameters()
     nothing = jax.tree.map(np.zeros_like, params)
     updates, _ = optimiser.update(nothing, optimiser.init(params), params)
-    np.testing.assert_allclose(updates["kernel"], -0.01 * params["kernel"], rtol=1e-5)
+    np.testing.assert_allclose(updates["kernel"], -0.1 * params["kernel"], rtol=1e-5)
     assert not np.any(updates["bias"])
     assert not np.any(updates["scale"])
 
@@ -140,13 +143,14 @@ def test_without_a_gradient_only_kernels_shrink(name):
 @each_optimiser
 def test_a_parabola_comes_to_its_minimum(name):
     target = jnp.array([3.0, -2.0])
-    optimiser = OPTIMISERS[name](optimizers.cosine(0.1, steps=200, warmup=10))
+    optimiser, schedule = OPTIMISERS[name](), optimizers.cosine(0.1, steps=200, warmup=10)
 
-    def step(carry, _):
+    def step(carry, number):
         x, state = carry
         updates, state = optimiser.update(2 * (x - target), state, x)
-        return (optax.apply_updates(x, updates), state), None
+        return (optax.apply_updates(x, schedule(number) * updates), state), None
 
     x = jnp.zeros(2)
-    (x, _), _ = jax.jit(lambda c: jax.lax.scan(step, c, length=200))((x, optimiser.init(x)))
+    scan = jax.jit(lambda c: jax.lax.scan(step, c, jnp.arange(200)))
+    (x, _), _ = scan((x, optimiser.init(x)))
     np.testing.assert_allclose(x, target, atol=1e-2)

@@ -40,7 +40,7 @@ def make_log(tmp_path, clock):
 
 def advance(log, clock, number, *, seconds=2.0, waited=0.5, loss=1.0, **scalars):
     clock.now += seconds
-    log.step(number, {"loss": loss, **scalars}, learning_rate=0.01, waited=waited)
+    log.step(number, {"loss": loss, "learning_rate": 0.01, **scalars}, waited=waited)
 
 
 def lines(folder):

@@ -102,11 +102,10 @@ if processes > 1:
     jax.distributed.initialize(f"localhost:{port}", processes, process, initialization_timeout=60)
 assert jax.device_count() == 4 and jax.process_count() == processes
 
-import optax
-from segjax import losses, sharding, train
+from segjax import losses, optimizers, sharding, train
 from segjax.models import UNet
 
-model, optimizer = UNet(3, widths=(2,), dropout=0.3), optax.sgd(0.1, momentum=0.9)
+model, optimizer = UNet(3, widths=(2,), dropout=0.3), optimizers.sgd()
 mesh = sharding.make_mesh()
 state = train.make_state(
     model, optimizer, key=jax.random.key(0), image_shape=(1, 8, 8, 3),
@@ -114,7 +113,8 @@ state = train.make_state(
 )
 step = train.make_train_step(
     model, optimizer, lambda output, labels: losses.cross_entropy(output.logits, labels),
-    prepare=lambda batch: (batch["image"], batch["label"]), key=jax.random.key(1),
+    schedule=optimizers.constant(0.1),
+    prepare=lambda key, batch: (batch["image"], batch["label"]), key=jax.random.key(1),
 )
 
 def batches():
@@ -127,7 +127,7 @@ def batches():
         yield {name: x[rows] for name, x in batch.items()}
 
 state = train.fit(state, step, sharding.prefetch(batches(), mesh), until=3)
-assert step._cache_size() == 1
+assert step.func._cache_size() == 1
 if process == 0:
     leaves = [np.asarray(x).ravel() for x in jax.tree.leaves(state.variables)]
     np.save(out, np.concatenate(leaves))

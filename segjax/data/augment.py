@@ -30,9 +30,9 @@ class Normalise:
         return (images.astype(jnp.float32) - jnp.asarray(self.mean, jnp.float32)) * scale
 
 
-def record_key(seed: int, epoch: jax.Array, record: jax.Array) -> jax.Array:
+def record_key(key: jax.Array, epoch: jax.Array, record: jax.Array) -> jax.Array:
     """The key of one record in one epoch, whatever batch, device or worker it comes through."""
-    return jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), epoch), record)
+    return jax.random.fold_in(jax.random.fold_in(key, epoch), record)
 
 
 def random_crop(
