@@ -1,7 +1,16 @@
 """The networks: `model.init(key, images)` gives variables, `model.apply(…)` an `Output`."""
 
+from segjax.models.alexnet import AlexNet as AlexNet
 from segjax.models.fcn import FCN as FCN
+from segjax.models.fcn import FCNAlexNet as FCNAlexNet
+from segjax.models.fcn import FCNGoogLeNet as FCNGoogLeNet
+from segjax.models.googlenet import GoogLeNet as GoogLeNet
 from segjax.models.layers import Geometry as Geometry
 from segjax.models.layers import Output as Output
+from segjax.models.setr import SETRMLA as SETRMLA
+from segjax.models.setr import SETRPUP as SETRPUP
+from segjax.models.setr import SETRNaive as SETRNaive
 from segjax.models.unet import UNet as UNet
+from segjax.models.unetplusplus import UNetPlusPlus as UNetPlusPlus
 from segjax.models.vgg import VGG16 as VGG16
+from segjax.models.vit import ViT as ViT

@@ -4,7 +4,9 @@ The plain forms (`nn.max_pool`, `nn.ConvTranspose`, a dense bilinear deconvoluti
 mathematics and stand in the tests. This file knows no network.
 """
 
-from typing import NamedTuple
+from collections.abc import Callable
+from functools import cache, partial
+from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -30,36 +32,72 @@ class Output(NamedTuple):
 
 
 class Geometry(NamedTuple):
-    """The sizes that a network takes and the size that it gives, the same for height and width.
+    """What a network needs to know of a picture and gives of it, the same for height and width.
 
-    It takes n = minimum, minimum + stride, minimum + 2 stride, … and gives n - 2 margin.
+    step, minimum: it takes sides of minimum, minimum + step, minimum + 2 step, … pixels.
+    stride: a picture that is moved by so many pixels gives logits that are moved by as many, away
+        from its borders. Tiles lie at multiples of it.
+    halo: how many pixels away, to any side, the farthest input pixel lies that an output pixel
+        depends on; None where that is the whole picture.
+    context: how many pixels around a stride×stride cell of output pixels, itself at multiples of
+        stride, the cell depends on: less than the halo, for its pixels share what they see.
+    margin: rows and columns lost at each border: n pixels give n - 2 margin.
     """
 
-    stride: int
+    step: int
     minimum: int
+    stride: int
+    halo: int | None
+    context: int | None
     margin: int = 0
 
     def fit(self, size: int) -> int:
         """The smallest input side whose output covers `size` pixels."""
         beyond = max(size + 2 * self.margin - self.minimum, 0)
-        return self.minimum + -(-beyond // self.stride) * self.stride
+        return self.minimum + -(-beyond // self.step) * self.step
 
     def check(self, height: int, width: int) -> None:
         """Raise SegjaxError where a side is not one that the network takes, naming the nearest."""
 
         def nearest(side: int) -> list[int]:
             above = self.fit(side - 2 * self.margin)
-            below = above - self.stride
+            below = above - self.step
             return [side] if above == side else [n for n in (below, above) if n >= self.minimum]
 
         good = nearest(height), nearest(width)
         if good != ([height], [width]):
-            step = f"{self.minimum} + any multiple of {self.stride}"
+            step = f"{self.minimum} + any multiple of {self.step}"
             raise SegjaxError(
                 f"The network takes sides of {step} pixels; got {height}×{width}. Nearest heights: "
                 f"{' or '.join(map(str, good[0]))}; widths: {' or '.join(map(str, good[1]))}. "
                 "Crop training pictures to one of them; prediction pads and crops by itself."
             )
+
+
+Span = tuple[int, int]  # first and last index along one axis
+
+
+def conv_span(out: Span, kernel: int, *, stride: int = 1, pad: int = 0) -> Span:
+    """The input indices that the outputs `out` of a convolution or pooling depend on."""
+    return out[0] * stride - pad, out[1] * stride - pad + kernel - 1
+
+
+def deconv_span(out: Span, kernel: int, *, stride: int, pad: int = 0) -> Span:
+    """The input indices that the outputs `out` of a transposed convolution depend on.
+
+    Bilinear resizing by an even factor s is one of kernel 2s, stride s and pad s/2; nearest
+    neighbour one of kernel s and pad 0.
+    """
+    return -((kernel - 1 - pad - out[0]) // stride), (out[1] + pad) // stride
+
+
+def find_reach(needs: Callable[[Span], Span], stride: int) -> tuple[int, int]:
+    """Halo and context of a network that tells which input pixels its output pixels need."""
+    pixels = range(stride)
+    spans = [needs((pixel, pixel)) for pixel in pixels]
+    halo = max(max(p - first, last - p) for p, (first, last) in zip(pixels, spans, strict=True))
+    context = max(max(-first, last - stride + 1) for first, last in spans)
+    return halo, context
 
 
 def max_pool(x: jax.Array, *, ceil: bool = False) -> jax.Array:
@@ -81,38 +119,155 @@ def max_pool(x: jax.Array, *, ceil: bool = False) -> jax.Array:
         x = x[:, : height - height % 2, : width - width % 2]
     b, h, w, c = x.shape
     x = x.reshape(b, h // 2, 2, w // 2, 2, c)
+    x = _larger(x[:, :, :, :, 0], x[:, :, :, :, 1])
+    return _larger(x[:, :, 0], x[:, :, 1])
 
-    def larger(first: jax.Array, second: jax.Array) -> jax.Array:
-        # Not jnp.max: it shares the gradient between equal entries, and padding makes many.
-        return jnp.where((second > first) | jnp.isnan(second), second, first)
 
-    x = larger(x[:, :, :, :, 0], x[:, :, :, :, 1])
-    return larger(x[:, :, 0], x[:, :, 1])
+def max_pool_3x3(x: jax.Array) -> jax.Array:
+    """Maximum over 3×3 windows at stride 2, a last incomplete window kept as Caffe does.
+
+    (B, H, W, C), H and W at least 2, -> (B, ⌊H/2⌋, ⌊W/2⌋, C); equal entries and NaN as `max_pool`.
+    """
+    for axis in (2, 1):
+        n = x.shape[axis]
+        windows = n // 2
+        padding = [(0, 0)] * 4
+        padding[axis] = (0, 2 * windows + 2 - n)
+        x = jnp.pad(x, padding, constant_values=-jnp.inf)
+        x = x.reshape(*x.shape[:axis], windows + 1, 2, *x.shape[axis + 1 :])
+        even, odd = (jax.lax.index_in_dim(x, i, axis + 1, keepdims=False) for i in (0, 1))
+        part = partial(jax.lax.slice_in_dim, axis=axis)
+        x = _larger(part(even, 0, windows), part(odd, 0, windows))
+        x = _larger(x, part(even, 1, windows + 1))  # the first of the next pair
+    return x
+
+
+def _larger(first: jax.Array, second: jax.Array) -> jax.Array:
+    # Not jnp.max: it shares the gradient between equal entries, and padding makes many.
+    return jnp.where((second > first) | jnp.isnan(second), second, first)
+
+
+def local_response_norm(x: jax.Array) -> jax.Array:
+    """Across channels: y_c = x_c / (1 + 1e-4/5 · Σ x_j² over |j - c| ≤ 2)^0.75.
+
+    (B, H, W, C) -> the same shape and dtype, computed in float32. The mean over the window, not the
+    sum, is multiplied by 1e-4, as Caffe and PyTorch do.
+
+    Source: Krizhevsky et al. 2012, section 3.3; the constants of Caffe's AlexNet and GoogLeNet.
+    """
+    squares = jnp.pad(jnp.square(x.astype(jnp.float32)), ((0, 0), (0, 0), (0, 0), (2, 2)))
+    total = sum(squares[..., i : i + x.shape[-1]] for i in range(5))
+    return (x * (1 + 1e-4 / 5 * total) ** -0.75).astype(x.dtype)
 
 
 class UpConv(nn.Module):
-    """U-Net's up-convolution: a 2×2 transposed convolution at stride 2, as one matrix product.
+    """A transposed convolution at stride 2, as one matrix product; 2×2 is U-Net's up-convolution.
 
-    out[2i + a, 2j + b] = kernel[a, b]ᵀ x[i, j] + bias, so `kernel` (2, 2, C, features) is
-    PyTorch's ConvTranspose2d weight (C, features, 2, 2) transposed, not flipped.
+    out[2i + a - p, 2j + b - p] = Σ kernel[a, b]ᵀ x[i, j] + bias over all that meet there, with
+    p = side / 2 - 1 rows and columns cropped at each border. So `kernel` (side, side, C, features)
+    is PyTorch's ConvTranspose2d weight (C, features, side, side) transposed, not flipped.
+
+    Fields:
+        features: channels of the result.
+        side: of the kernel, even.
+        dtype: of the computation.
     """
 
     features: int
+    side: int = 2
     dtype: DTypeLike | None = None
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         """(B, H, W, C) -> (B, 2H, 2W, features)."""
-        shape = (2, 2, x.shape[-1], self.features)
-        # fan_in of the product is C: each output pixel sees one input pixel.
-        init = nn.initializers.variance_scaling(2.0, "fan_in", "normal", batch_axis=(0, 1))
-        kernel = self.param("kernel", init, shape)
+        # Each output pixel sees n×n input pixels: its fan_in is n² C.
+        n = self.side // 2
+        init = nn.initializers.variance_scaling(2 / n**2, "fan_in", "normal", batch_axis=(0, 1))
+        kernel = self.param("kernel", init, (2 * n, 2 * n, x.shape[-1], self.features))
         bias = self.param("bias", nn.initializers.zeros, (self.features,))
         x, kernel, bias = nn.dtypes.promote_dtype(x, kernel, bias, dtype=self.dtype)
-        b, h, w, c = x.shape
-        y = x @ kernel.transpose(2, 0, 1, 3).reshape(c, -1) + jnp.tile(bias, 4)
+        b, height, width, c = x.shape
+        h, w = height + n - 1, width + n - 1
+        # A window of n×n input pixels gives 2×2 output pixels; the kernel is split by parity.
+        x = jnp.pad(x, ((0, 0), (n - 1, n - 1), (n - 1, n - 1), (0, 0)))
+        x = jnp.concatenate([x[:, i : i + h, j : j + w] for i in range(n) for j in range(n)], -1)
+        kernel = kernel.reshape(n, 2, n, 2, c, -1)[::-1, :, ::-1].transpose(0, 2, 4, 1, 3, 5)
+        y = x @ kernel.reshape(n * n * c, -1) + jnp.tile(bias, 4)
         y = y.reshape(b, h, w, 2, 2, self.features).swapaxes(2, 3)
-        return y.reshape(b, 2 * h, 2 * w, self.features)
+        return crop(y.reshape(b, 2 * h, 2 * w, self.features), 2 * height, 2 * width)
+
+
+Up = Literal["upconv", "transposed", "bilinear", "bilinear_corners", "nearest"]
+
+
+def upsample(
+    x: jax.Array, features: int, up: Up, *, dtype: DTypeLike | None, name: str
+) -> jax.Array:
+    """Twice the height and width: (B, H, W, C) -> (B, 2H, 2W, features or C).
+
+    Args:
+        x: the map.
+        features: channels of the result where it is learned; those of x stay where it is not.
+        up: "upconv", a 2×2 `UpConv`; "transposed", a 4×4 one; or without parameters "bilinear",
+            "bilinear_corners" (with align_corners) and "nearest".
+        dtype: of the computation.
+        name: of the `UpConv` in the module that calls.
+    """
+    if up in ("upconv", "transposed"):
+        return UpConv(features, side=2 if up == "upconv" else 4, dtype=dtype, name=name)(x)
+    _, h, w, _ = x.shape
+    method: Literal["nearest", "bilinear"] = "nearest" if up == "nearest" else "bilinear"
+    return resize(x, 2 * h, 2 * w, method=method, align_corners=up == "bilinear_corners")
+
+
+def upsample_span(out: Span, up: Up) -> Span:
+    """The input indices that the outputs `out` of `upsample` depend on; all, with corners."""
+    side = 2 if up in ("upconv", "nearest") else 4
+    return deconv_span(out, side, stride=2, pad=side // 2 - 1)
+
+
+class DoubleConv(nn.Module):
+    """[3×3 convolution, batch norm or none, ReLU, dropout] twice: a level of the U-Nets.
+
+    Fields:
+        widths: channels of the two convolutions.
+        pad: rows and columns of zeros at each border, of each convolution.
+        norm: "batch" takes the place of the convolutions' biases.
+        dropout: rate.
+        train: whether the batch's statistics are used, and dropout.
+        dtype: of the computation.
+    """
+
+    widths: tuple[int, int]
+    pad: int
+    norm: Literal["batch", "none"]
+    train: bool
+    dropout: float = 0.0
+    dtype: DTypeLike | None = None
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """(B, H, W, C) -> (B, H + 4 (pad - 1), W + 4 (pad - 1), widths[1])."""
+        for i, features in enumerate(self.widths):
+            x = nn.Conv(
+                features,
+                (3, 3),
+                padding=self.pad,
+                use_bias=self.norm == "none",
+                dtype=self.dtype,
+                kernel_init=he_normal,
+                name=f"conv_{i}",
+            )(x)
+            if self.norm == "batch":
+                # No axis_name: under jit the batch is the global one, which is sync-BN.
+                x = nn.BatchNorm(
+                    use_running_average=not self.train,
+                    momentum=0.9,
+                    dtype=self.dtype,
+                    name=f"norm_{i}",
+                )(x)
+            x = nn.Dropout(self.dropout, deterministic=not self.train)(nn.relu(x))
+        return x
 
 
 def crop(x: jax.Array, height: int, width: int, *, offset: int | None = None) -> jax.Array:
@@ -123,24 +278,47 @@ def crop(x: jax.Array, height: int, width: int, *, offset: int | None = None) ->
     return x[:, top : top + height, left : left + width]
 
 
-def bilinear_matrix(inputs: int, outputs: int, *, stride: int, offset: int) -> np.ndarray:
+Method = Literal["fixed", "bilinear", "nearest"]
+
+
+def bilinear_matrix(
+    inputs: int,
+    outputs: int,
+    *,
+    stride: int,
+    offset: int,
+    kernel: int | None = None,
+    method: Method = "fixed",
+) -> np.ndarray:
     """(outputs, inputs) float32 matrix of Caffe's bilinear deconvolution along one axis.
 
-    Kernel side 2·stride, no padding, the first `offset` outputs cropped:
-    M[o, i] = max(0, 1 - |o + offset - stride·i - (stride - ½)| / stride). Missing neighbours count
-    as zero, so the outermost outputs fade where a resize would repeat the edge.
+    Kernel side k, by default 2·stride, no padding, the first `offset` outputs cropped: output o
+    lies at input p = (o + offset - (k - 1)/2) / stride, and M[o, i] = max(0, 1 - |p - i|).
+    "fixed" counts missing neighbours as zero, so the outermost outputs fade; "bilinear" repeats the
+    edge, as a resize does; "nearest" takes the input nearest to p.
 
     Source: `surgery.py` (upsample_filt) and `crop` layers of the FCN authors' code.
     """
-    o = np.arange(outputs)[:, None] + offset
-    i = np.arange(inputs)[None, :]
-    return np.maximum(0, 1 - np.abs(o - stride * i - (stride - 0.5)) / stride).astype(np.float32)
+    kernel = kernel or 2 * stride
+    p = (np.arange(outputs)[:, None] + offset - (kernel - 1) / 2) / stride
+    if method == "nearest":
+        p = np.floor(p + 0.5)
+    if method != "fixed":
+        p = np.clip(p, 0, inputs - 1)
+    return np.maximum(0, 1 - np.abs(p - np.arange(inputs))).astype(np.float32)
 
 
 def bilinear_deconv(
-    x: jax.Array, height: int, width: int, *, stride: int, offset: int
+    x: jax.Array,
+    height: int,
+    width: int,
+    *,
+    stride: int,
+    offset: int,
+    kernel: int | None = None,
+    method: Method = "fixed",
 ) -> jax.Array:
-    """Fixed bilinear transposed convolution of kernel 2·stride, cropped from `offset`.
+    """Fixed bilinear transposed convolution, cropped from `offset`; or a resize in its place.
 
     The kernel is separable, so it is two small matrix products instead of a convolution of
     side 2·stride with zeros between the inputs.
@@ -150,11 +328,178 @@ def bilinear_deconv(
         height, width: of the result, in pixels.
         stride: enlargement.
         offset: rows and columns cropped from the top and the left.
+        kernel: its side, by default 2·stride.
+        method: "fixed"; "bilinear" and "nearest" as in `bilinear_matrix`.
 
     Returns:
         (B, height, width, N) float32.
     """
-    rows = bilinear_matrix(x.shape[1], height, stride=stride, offset=offset)
-    columns = bilinear_matrix(x.shape[2], width, stride=stride, offset=offset)
+    matrix = partial(bilinear_matrix, stride=stride, offset=offset, kernel=kernel, method=method)
+    rows, columns = matrix(x.shape[1], height), matrix(x.shape[2], width)
     x = jnp.einsum("oh,bhwn->bown", rows, x.astype(jnp.float32), precision="highest")
     return jnp.einsum("pw,bown->bopn", columns, x, precision="highest")
+
+
+def bilinear_kernel(side: int, channels: int) -> np.ndarray:
+    """`bilinear_deconv`'s kernel in full, (side, side, N, N) float32: zero off the diagonal."""
+    line = bilinear_matrix(1, side, stride=(side + 1) // 2, offset=0, kernel=side)
+    return (line * line.T)[:, :, None, None] * np.eye(channels, dtype=np.float32)
+
+
+def deconv(
+    x: jax.Array, kernel: jax.Array, height: int, width: int, *, stride: int, offset: int
+) -> jax.Array:
+    """Transposed convolution without padding or bias, cropped from `offset`.
+
+    out[stride·i + a - offset] = Σ kernel[a]ᵀ x[i] along each axis, so `kernel` (k, k, C, F) is
+    PyTorch's and Caffe's (C, F, k, k) transposed, not flipped.
+
+    Args:
+        x: (B, H, W, C).
+        kernel: (k, k, C, F) in x's dtype.
+        height, width: of the result, in pixels.
+        stride: enlargement.
+        offset: rows and columns cropped from the top and the left.
+
+    Returns:
+        (B, height, width, F).
+    """
+    low = kernel.shape[0] - 1 - offset
+    highs = (
+        size + offset - 1 - stride * (n - 1)
+        for size, n in zip((height, width), x.shape[1:3], strict=True)
+    )
+    return jax.lax.conv_general_dilated(
+        x,
+        kernel[::-1, ::-1],
+        window_strides=(1, 1),
+        padding=[(low, high) for high in highs],
+        lhs_dilation=(stride, stride),
+        dimension_numbers=("NHWC", "HWIO", "NHWC"),
+    )
+
+
+@cache
+def resize_matrix(
+    inputs: int,
+    outputs: int,
+    *,
+    method: Literal["bilinear", "bicubic"],
+    align_corners: bool,
+    antialias: bool,
+) -> np.ndarray:
+    """(outputs, inputs) float32 matrix of `resize` along one axis; its rows sum to one.
+
+    Source: Keys 1981, equation 4, for bicubic; PyTorch's `UpSample.h` for the centres.
+    """
+    o = np.arange(outputs)
+    if align_corners:
+        scale = (inputs - 1) / max(outputs - 1, 1)
+        centres = o * scale
+    else:
+        scale = inputs / outputs
+        centres = (o + 0.5) * scale - 0.5
+    # Without antialiasing the edge repeats beyond the picture; with it only what is inside counts.
+    beyond = 0 if antialias else 2
+    distance = np.abs(np.arange(-beyond, inputs + beyond) - centres[:, None])
+    if antialias:
+        distance /= max(scale, 1)
+    if method == "bilinear":
+        weights = np.maximum(0, 1 - distance)
+    else:
+        a = -0.5 if antialias else -0.75  # PyTorch's own; the first is Keys' and Pillow's
+        near = ((a + 2) * distance - (a + 3)) * distance**2 + 1
+        far = a * (((distance - 5) * distance + 8) * distance - 4)
+        weights = np.where(distance <= 1, near, np.where(distance < 2, far, 0))
+    matrix = weights[:, beyond : beyond + inputs]
+    matrix[:, 0] += weights[:, :beyond].sum(axis=1)
+    matrix[:, -1] += weights[:, beyond + inputs :].sum(axis=1)
+    return (matrix / matrix.sum(axis=1, keepdims=True)).astype(np.float32)
+
+
+def resize(
+    x: jax.Array,
+    height: int,
+    width: int,
+    *,
+    method: Literal["bilinear", "bicubic", "nearest"] = "bilinear",
+    align_corners: bool = False,
+    antialias: bool = False,
+) -> jax.Array:
+    """x at another size, as PyTorch's `interpolate`: out = rows · x · columnsᵀ.
+
+    Args:
+        x: (B, H, W, C), computed in float32.
+        height, width: of the result, in pixels.
+        method: "nearest" knows neither of the two options below.
+        align_corners: the centres of the corner pixels stay where they are, instead of the corners
+            of the picture.
+        antialias: widen the kernel when shrinking, as Pillow does. With align_corners PyTorch
+            shifts the picture besides, this does not.
+
+    Returns:
+        (B, height, width, C) in x's dtype.
+    """
+    b, h, w, c = x.shape
+    if (h, w) == (height, width):
+        return x
+    if method == "nearest":
+        # In float32 as PyTorch, whose rounding picks another neighbour at some sizes.
+        rows, columns = (
+            (np.arange(new, dtype=np.float32) * np.float32(old / new)).astype(int).clip(max=old - 1)
+            for old, new in ((h, height), (w, width))
+        )
+        return x[:, rows][:, :, columns]
+    matrix = partial(resize_matrix, method=method, align_corners=align_corners, antialias=antialias)
+    rows, columns = matrix(h, height), matrix(w, width)
+    # Batched products, matrices repeated: an einsum or a broadcasting matmul would transpose the
+    # large map around its products (twice the time on a CPU).
+    product = partial(jnp.matmul, precision="highest")
+    y = x.astype(jnp.float32).reshape(b * h, w, c)
+    y = product(jnp.broadcast_to(columns, (b * h, width, w)), y).reshape(b, h, width * c)
+    y = product(jnp.broadcast_to(rows, (b, height, h)), y)
+    return y.reshape(b, height, width, c).astype(x.dtype)
+
+
+def dense_to_conv(
+    kernel: np.ndarray, height: int, width: int, *, order: Literal["hwc", "chw"]
+) -> np.ndarray:
+    """A dense layer on a flattened (height, width, C) map, as the convolution that slides it.
+
+    Args:
+        kernel: (height · width · C, F); the transpose of a PyTorch weight.
+        height, width: of the map.
+        order: in which it was flattened: "hwc" as arrays of ours are, "chw" as PyTorch's and
+            Caffe's. The wrong one goes unnoticed: the shapes are the same.
+
+    Returns:
+        (height, width, C, F), for a convolution without padding.
+
+    Source: "Adapting classifiers for dense prediction", section 3.1 of the FCN paper.
+    """
+    if order == "hwc":
+        return kernel.reshape(height, width, -1, kernel.shape[-1])
+    return kernel.reshape(-1, height, width, kernel.shape[-1]).transpose(1, 2, 0, 3)
+
+
+def adapt_stem(kernel: np.ndarray, channels: int) -> np.ndarray:
+    """A pretrained first convolution of three colours, for any number of input channels.
+
+    Fewer than three: each gets sum / channels, so that channels that are all the same grey give
+    what grey colours gave. More: the three stay and every further one gets their mean. Nothing is
+    rescaled: colours alone (the rest zero) give what they gave, so normalise further channels to
+    zero mean and to the colours' deviation.
+
+    Args:
+        kernel: (h, w, 3, F).
+        channels: of the pictures, at least 1.
+
+    Returns:
+        (h, w, channels, F).
+
+    Source: the mean for a fourth channel is that of the FCN authors' `nyud-fcn32s-color-d`.
+    """
+    if channels < 3:
+        return np.repeat(kernel.sum(axis=2, keepdims=True) / channels, channels, axis=2)
+    more = np.repeat(kernel.mean(axis=2, keepdims=True), channels - 3, axis=2)
+    return np.concatenate([kernel, more], axis=2)

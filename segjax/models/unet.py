@@ -8,7 +8,20 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jax.typing import DTypeLike
 
-from segjax.models.layers import Geometry, Output, UpConv, crop, he_normal, max_pool
+from segjax.models.layers import (
+    DoubleConv,
+    Geometry,
+    Output,
+    Span,
+    Up,
+    conv_span,
+    crop,
+    find_reach,
+    he_normal,
+    max_pool,
+    upsample,
+    upsample_span,
+)
 
 
 class UNet(nn.Module):
@@ -21,87 +34,103 @@ class UNet(nn.Module):
     Fields:
         num_classes: N.
         widths: channels of each level, as many levels as there are widths, the last one lowest.
-        padding: of the 3×3 convolutions: "same", or "valid" as in the paper, where the output is
-            smaller (572 -> 388) and the skips are cropped at the centre.
+        padding: of the 3×3 convolutions: "same"; "valid" as in the paper, where the output is
+            smaller (572 -> 388); "full", where it is larger (564 -> 572). Where a skip and the
+            upsampled map differ in size, the larger one is cropped at the centre.
         norm: "batch" normalises between convolution (then without bias) and ReLU; "none" as in the
             paper.
+        up: how the next higher level is reached: "upconv", a 2×2 transposed convolution;
+            "released", the same with ReLU, the topmost of which does not halve the channels;
+            "transposed", a 4×4 transposed convolution; or "bilinear", "bilinear_corners" (with
+            align_corners) or "nearest", which have no parameters: there the second convolution of
+            the level below halves the channels, in the lowest level both do.
         dropout: rate after each of the two lowest levels of the contracting path (0.5 in the
             authors' released network); needs a "dropout" key in training.
         dtype: of the computation; parameters, batch statistics and logits are float32.
 
     The paper's network is UNet(2, padding="valid", norm="none", dropout=0.5): 31,030,658 parameters
-    with one input channel.
+    with one input channel; with up="released" it is the authors' file: 31,100,354.
+
+    Source: section 2 and figure 1; the authors' `u-net-release-2015-10-02` (phseg_v5); the halving
+    without parameters from milesial/Pytorch-UNet, 17,263,042 at 3 channels and 2 classes.
     """
 
     num_classes: int
     widths: tuple[int, ...] = (64, 128, 256, 512, 1024)
-    padding: Literal["same", "valid"] = "same"
+    padding: Literal["same", "valid", "full"] = "same"
     norm: Literal["batch", "none"] = "batch"
+    up: Literal[Up, "released"] = "upconv"
     dropout: float = 0.0
     dtype: DTypeLike | None = None
 
     @property
     def geometry(self) -> Geometry:
-        """Sides such that every pooling sees an even size; valid ones lose a margin too."""
-        stride = 2 ** (len(self.widths) - 1)
-        if self.padding == "same":
-            return Geometry(stride, minimum=stride)
-        # 4 pixels are left at the lowest level; each one above doubles them and adds 4 for its two
-        # convolutions: 12·stride - 4 (188 at four poolings), whose output is 4 pixels wide.
-        return Geometry(stride, minimum=12 * stride - 4, margin=6 * stride - 4)
+        """Sides such that every pooling sees an even size; valid and full ones have a margin."""
+        lowest = len(self.widths) - 1
+        stride = 2**lowest
+        minimum, margin = {
+            "same": (stride, 0),
+            # 4 pixels are left at the lowest level; each one above doubles them and adds 4 for its
+            # two convolutions: 12·stride - 4 (188 at four poolings), whose output is 4 pixels wide.
+            "valid": (12 * stride - 4, 6 * stride - 4),
+            # Two convolutions add 4, and n + 4 can be halved, plus 4, halved, … only where n - 4 is
+            # a multiple of the stride. The skip n + 4 decides the last level's size: n + 8.
+            "full": (min(stride, 4), -4 if lowest else -2),
+        }[self.padding]
+
+        def needs(span: Span) -> Span:
+            """Down and up again through the lowest level, which sees farthest."""
+            for depth in range(lowest):
+                first, last = conv_span(span, 5, pad=2 * self._pad)
+                # What full convolutions add to the upsampled map beyond the skip is cropped.
+                cropped = 0 if self._pad < 2 else 4 if depth == lowest - 1 else 8
+                span = upsample_span((first + cropped, last + cropped), self._upsampling)
+            for _ in range(lowest):
+                span = conv_span(conv_span(span, 5, pad=2 * self._pad), 2, stride=2)
+            first, last = conv_span(span, 5, pad=2 * self._pad)
+            # Output pixel i lies on input pixel i + margin.
+            return first - margin, last - margin
+
+        if self.up == "bilinear_corners":
+            return Geometry(stride, minimum, stride, None, None, margin)
+        return Geometry(stride, minimum, stride, *find_reach(needs, stride), margin)
+
+    @property
+    def _pad(self) -> int:
+        """Of each 3×3 convolution, at each border."""
+        return {"valid": 0, "same": 1, "full": 2}[self.padding]
+
+    @property
+    def _upsampling(self) -> Up:
+        return "upconv" if self.up == "released" else self.up
 
     @nn.compact
     def __call__(self, images: jax.Array, *, train: bool = False) -> Output:
         """(B, H, W, C) normalised images -> logits (B, H - 2 margin, W - 2 margin, N)."""
         self.geometry.check(*images.shape[1:3])
-        level = partial(_Level, padding=self.padding, norm=self.norm, train=train, dtype=self.dtype)
+        level = partial(DoubleConv, pad=self._pad, norm=self.norm, train=train, dtype=self.dtype)
         dropout = nn.Dropout(self.dropout, deterministic=not train)
-        lowest = len(self.widths) - 1
+        released = self.up == "released"
+        lowest, widths = len(self.widths) - 1, self.widths
+        handed = widths  # channels that each level gives to the one above
+        if self.up in ("bilinear", "bilinear_corners", "nearest"):
+            handed = (widths[0], *widths[:-1])
+            widths = (*widths[:-1], handed[-1])
 
         x, skips = images, []
-        for depth, width in enumerate(self.widths):
-            x = level(width, name=f"down_{depth}")(x)
+        for depth, width in enumerate(widths):
+            x = level((width, width), name=f"down_{depth}")(x)
             if depth >= lowest - 1:
                 x = dropout(x)
             if depth < lowest:
                 skips.append(x)
                 x = max_pool(x)
         for depth in reversed(range(lowest)):
-            x = UpConv(self.widths[depth], dtype=self.dtype, name=f"upconv_{depth}")(x)
-            skip = crop(skips[depth], *x.shape[1:3])
-            x = level(self.widths[depth], name=f"up_{depth}")(jnp.concatenate([x, skip], axis=-1))
+            features = widths[depth + (released and depth == 0)]
+            x = upsample(x, features, self._upsampling, dtype=self.dtype, name=f"upconv_{depth}")
+            x = nn.relu(x) if released else x
+            height, width = map(min, x.shape[1:3], skips[depth].shape[1:3])
+            maps = [crop(m, height, width) for m in (x, skips[depth])]
+            x = level((widths[depth], handed[depth]), name=f"up_{depth}")(jnp.concatenate(maps, -1))
         x = nn.Conv(self.num_classes, (1, 1), kernel_init=he_normal, name="logits")(x)
         return Output(x.astype(jnp.float32))
-
-
-class _Level(nn.Module):
-    """[3×3 convolution, batch norm or none, ReLU] twice."""
-
-    features: int
-    padding: str
-    norm: str
-    train: bool
-    dtype: DTypeLike | None
-
-    @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
-        for i in range(2):
-            x = nn.Conv(
-                self.features,
-                (3, 3),
-                padding=self.padding,
-                use_bias=self.norm == "none",
-                dtype=self.dtype,
-                kernel_init=he_normal,
-                name=f"conv_{i}",
-            )(x)
-            if self.norm == "batch":
-                # No axis_name: under jit the batch is the global one, which is sync-BN.
-                x = nn.BatchNorm(
-                    use_running_average=not self.train,
-                    momentum=0.9,
-                    dtype=self.dtype,
-                    name=f"norm_{i}",
-                )(x)
-            x = nn.relu(x)
-        return x

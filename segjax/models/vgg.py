@@ -4,7 +4,9 @@ import jax
 from flax import linen as nn
 from jax.typing import DTypeLike
 
-from segjax.models.layers import he_normal, max_pool
+from segjax.models.layers import Span, conv_span, he_normal, max_pool
+
+_DEPTHS = (2, 2, 3, 3, 3)  # convolutions of each block
 
 
 class VGG16(nn.Module):
@@ -24,7 +26,7 @@ class VGG16(nn.Module):
     def __call__(self, images: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
         """(B, H, W, C) -> pool3, pool4 and pool5, at strides 8, 16 and 32 (sizes rounded up)."""
         x, pools = images, []
-        for block, (width, depth) in enumerate(zip(self.widths, (2, 2, 3, 3, 3), strict=True), 1):
+        for block, (width, depth) in enumerate(zip(self.widths, _DEPTHS, strict=True), 1):
             for i in range(1, depth + 1):
                 pad = self.pad if block == i == 1 else 1
                 conv = nn.Conv(
@@ -39,3 +41,10 @@ class VGG16(nn.Module):
             x = max_pool(x, ceil=True)
             pools.append(x)
         return pools[2], pools[3], pools[4]
+
+
+def vgg16_span(out: Span, *, pad: int) -> Span:
+    """The input pixels that the entries `out` of pool5 depend on."""
+    for depth in reversed(_DEPTHS):
+        out = conv_span(conv_span(out, 2, stride=2), 2 * depth + 1, pad=depth)
+    return out[0] + 1 - pad, out[1] + 1 - pad

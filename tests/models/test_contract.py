@@ -17,14 +17,40 @@ from flax import linen as nn
 
 import segjax.models
 from segjax.errors import SegjaxError
-from segjax.models import FCN, Geometry, Output, UNet
+from segjax.models import (
+    FCN,
+    SETRMLA,
+    SETRPUP,
+    FCNAlexNet,
+    FCNGoogLeNet,
+    Geometry,
+    Output,
+    SETRNaive,
+    UNet,
+    UNetPlusPlus,
+)
 
+ENCODER = {"depth": 2, "width": 8, "heads": 2, "patch": 4, "grid": (2, 3), "channels": 4}
 # Fields that make a network small enough for a test; several rows where geometries differ.
 VARIANTS = {
-    FCN: ({"widths": (2, 2, 3, 3, 3), "classifier_width": 4},),
+    SETRMLA: ({**ENCODER, "taps": (0, 1)},),
+    SETRNaive: ({**ENCODER, "auxiliary_taps": (0,)},),
+    SETRPUP: ({**ENCODER, "auxiliary_taps": (0, 1)},),
+    FCN: (
+        {"widths": (2, 2, 3, 3, 3), "classifier_width": 4},
+        {"widths": (2,) * 5, "classifier_width": None, "upsampling": "learned", "fusion": "concat"},
+    ),
+    FCNAlexNet: ({"widths": (2, 4, 4, 4, 4), "classifier_width": 4},),
+    FCNGoogLeNet: ({"stem": (2, 2, 3), "widths": ((2,) * 6,) * 9, "variant": "torchvision"},),
     UNet: (
         {"widths": (2, 3), "dropout": 0.5},
         {"widths": (2, 3), "padding": "valid", "norm": "none"},
+        {"widths": (2, 3), "padding": "full", "norm": "none", "up": "released"},
+        {"widths": (2, 3), "up": "bilinear_corners"},
+    ),
+    UNetPlusPlus: (
+        {"widths": (2, 3), "dropout": 0.5},
+        {"widths": (2, 3), "norm": "none", "up": "bilinear", "deep_supervision": False},
     ),
 }
 NUM_CLASSES = 3
@@ -166,10 +192,10 @@ def test_sizes_that_fit_names_are_taken_and_others_refused(network, fields):
     geometry = model.geometry
     assert isinstance(geometry, Geometry)
     init = partial(jax.eval_shape, model.init, jax.random.key(0))
-    for size in range(1, 2 * geometry.stride + 2):
-        height, width = geometry.fit(size), geometry.fit(size + geometry.stride)
+    for size in range(1, 2 * geometry.step + 2):
+        height, width = geometry.fit(size), geometry.fit(size + geometry.step)
         init(jax.ShapeDtypeStruct((1, height, width, 3), jnp.float32))
-    if geometry.stride > 1:
+    if geometry.step > 1:
         with pytest.raises(SegjaxError, match=f"got {height}×{width + 1}\\. "):
             init(jax.ShapeDtypeStruct((1, height, width + 1, 3), jnp.float32))
 

@@ -9,7 +9,7 @@ import pytest
 from flax import linen as nn
 from flax.errors import InvalidRngError
 
-from segjax.models import FCN, fcn
+from segjax.models import FCN, FCNAlexNet, FCNGoogLeNet, fcn
 
 # These small programs take longer to compile than to run.
 jit = partial(
@@ -81,36 +81,53 @@ def test_the_walk_of_a_500_pixel_side(padding):
     assert output.logits.shape == (1, 500, 375, 3)
 
 
-def bilinear(torch, side, channels):
+def bilinear(side, channels):
     """The FCN authors' `upsample_filt` on the diagonal, (N, N, side, side)."""
     factor = (side + 1) // 2
     centre = factor - 1 if side % 2 else factor - 0.5
     line = 1 - np.abs(np.arange(side) - centre) / factor
     kernel = np.eye(channels)[:, :, None, None] * np.outer(line, line)
-    return torch.tensor(kernel.astype(np.float32))
+    return kernel.astype(np.float32)
 
 
-def torch_fcn(torch, params, images, *, stride, padding):
+def torch_fcn(torch, params, images, model):
     """As wkentaro/pytorch-fcn writes it; parameters in Flax's layout, NHWC outside."""
     f = torch.nn.functional
-    authors = padding == "authors"
+    authors = model.padding == "authors"
+    # Without an unpadded fc6 the picture's padding takes nothing from the first skip either.
+    unpadded = authors and model.classifier_width is not None
 
     def conv(x, layer, pad=0):
         return f.conv2d(x, layer["kernel"].permute(3, 2, 0, 1), layer["bias"], padding=pad)
 
-    def up(x, scale):
-        # Symmetric padding of stride / 2 keeps centres aligned in the "same" variant.
-        kernel = bilinear(torch, 2 * scale, x.shape[1])
-        return f.conv_transpose2d(x, kernel, stride=scale, padding=0 if authors else scale // 2)
+    def cropped(x, offset, size):
+        assert all(offset + n <= side for n, side in zip(size, x.shape[2:], strict=True))
+        return x[:, :, offset : offset + size[0], offset : offset + size[1]]
 
-    def cropped(x, like, offset):
-        height, width = like.shape[2:]
-        assert offset + height <= x.shape[2] and offset + width <= x.shape[3]
-        return x[:, :, offset : offset + height, offset : offset + width]
+    def up(x, name, scale, offset, size):
+        if model.upsampling in ("bilinear", "nearest"):
+            # With one repeated entry around, which begins scale/2 after the convolution's map.
+            corners = {"align_corners": False} if model.upsampling == "bilinear" else {}
+            x = f.pad(x, (1, 1, 1, 1), mode="replicate")
+            x = f.interpolate(x, scale_factor=scale, mode=model.upsampling, **corners)
+            return cropped(x, offset + scale // 2, size)
+        if model.upsampling == "learned":
+            kernel = params[name]["kernel"].permute(2, 3, 0, 1)
+        else:
+            kernel = torch.tensor(bilinear(2 * scale, x.shape[1]))
+        return cropped(f.conv_transpose2d(x, kernel, stride=scale), offset, size)
 
-    def fuse(x, skip, offset):
+    def fuse(x, name, pool, layer, offset, scale):
         # The authors crop the skip to the upsampled map; "same" has it the other way round.
-        return x + cropped(skip, x, offset) if authors else cropped(x, skip, 0) + skip
+        if unpadded:
+            size = [2 * n + 2 for n in x.shape[2:]]
+            x, pool = up(x, name, 2, 0, size), cropped(pool, offset, size)
+        else:
+            x = up(x, name, 2, 1, pool.shape[2:])
+        pool = pool * scale if model.at_once else pool
+        if model.fusion == "concat":
+            return conv(torch.cat([x, pool], 1), params[layer])
+        return x + conv(pool, params[layer])
 
     picture = images.permute(0, 3, 1, 2)
     x, pools = picture, []
@@ -120,20 +137,46 @@ def torch_fcn(torch, params, images, *, stride, padding):
             x = torch.relu(conv(x, params["vgg16"][f"conv{block}_{i}"], pad))
         x = f.max_pool2d(x, 2, 2, ceil_mode=True)
         pools.append(x)
-    x = torch.relu(conv(x, params["fc6"], 0 if authors else 3))
-    x = conv(torch.relu(conv(x, params["fc7"])), params["score_fr"])
-    if stride <= 16:
-        x = fuse(up(x, 2), conv(pools[3], params["score_pool4"]), 5)
-    if stride <= 8:
-        x = fuse(up(x, 2), conv(pools[2], params["score_pool3"]), 9)
-    offset = {32: 19, 16: 27, 8: 31}[stride] if authors else 0
-    return cropped(up(x, stride), picture, offset).permute(0, 2, 3, 1)
+    if model.classifier_width is not None:
+        x = torch.relu(conv(x, params["fc6"], 0 if authors else 3))
+        x = torch.relu(conv(x, params["fc7"]))
+    x = conv(x, params["score_fr"])
+    if model.stride <= 16:
+        x = fuse(x, "upscore2", pools[3], "score_pool4", 5, 0.01)
+    if model.stride <= 8:
+        x = fuse(x, "upscore_pool4", pools[2], "score_pool3", 9, 0.0001)
+    offset = {32: 19, 16: 27, 8: 31}[model.stride] if authors else model.stride // 2
+    if authors and not unpadded:
+        offset = 99 + model.stride // 2
+    name = {32: "upscore", 16: "upscore16", 8: "upscore8"}[model.stride]
+    return up(x, name, model.stride, offset, picture.shape[2:]).permute(0, 2, 3, 1)
 
 
-@pytest.mark.parametrize("stride, height, width", [(32, 37, 50), (16, 33, 64), (8, 71, 46)])
-@pytest.mark.parametrize("padding", ["authors", "same"])
-def test_equals_pytorch(torch, padding, stride, height, width):
-    model = Small(stride=stride, padding=padding)
+def assert_close(got, want):
+    want = np.asarray(want)
+    np.testing.assert_allclose(got, want, rtol=0, atol=1e-4 * np.abs(want).max())
+    assert np.abs(want).max() > 0
+
+
+@pytest.mark.parametrize(
+    "height, width, fields",
+    [
+        (37, 50, {"stride": 32}),
+        (33, 64, {"stride": 16, "upsampling": "learned"}),
+        (71, 46, {"stride": 8}),
+        (
+            *(34, 41),
+            {"classifier_width": None, "fusion": "concat", "upsampling": "bilinear"}
+            | {"at_once": True},
+        ),
+        (37, 50, {"stride": 32, "padding": "same", "upsampling": "bilinear"}),
+        (33, 64, {"stride": 16, "padding": "same", "upsampling": "learned", "fusion": "concat"}),
+        (71, 46, {"stride": 8, "padding": "same", "upsampling": "nearest"}),
+    ],
+    ids=str,
+)
+def test_equals_pytorch(torch, height, width, fields):
+    model = Small(**fields)
     params, images = random_variables(model)["params"], normal(2, height, width, 3)
     noise = normal(2, height, width, 3, seed=2)
 
@@ -144,40 +187,138 @@ def test_equals_pytorch(torch, padding, stride, height, width):
 
     to_torch = partial(jax.tree.map, lambda a: torch.tensor(a, requires_grad=True))
     their_params, their_images = to_torch(params), to_torch(images)
-    theirs = torch_fcn(torch, their_params, their_images, stride=stride, padding=padding)
+    theirs = torch_fcn(torch, their_params, their_images, model)
     theirs.backward(torch.tensor(noise))
 
-    def assert_close(got, want):
-        np.testing.assert_allclose(got, want, rtol=0, atol=1e-4 * np.abs(want).max())
-        assert np.abs(want).max() > 0
-
     logits, gradients, gradient = ours(params, images)
-    assert_close(logits, theirs.detach().numpy())
-    assert_close(gradient, their_images.grad.numpy())
-    jax.tree.map(lambda a, b: assert_close(a, b.grad.numpy()), gradients, their_params)
+    assert_close(logits, theirs.detach())
+    assert_close(gradient, their_images.grad)
+    jax.tree.map(lambda a, b: assert_close(a, b.grad), gradients, their_params)
 
 
-@pytest.mark.parametrize("stride", [32, 16, 8])
-@pytest.mark.parametrize("padding", ["authors", "same"])
-def test_every_size_works_and_no_crop_leaves_its_map(monkeypatch, padding, stride):
+@pytest.mark.parametrize("fusion, upsampling", [("sum", "learned"), ("concat", "fixed")])
+def test_the_start(fusion, upsampling):
+    """Scores of zero, upsampling bilinear, and yet no score layer without a gradient."""
+    wide = {"widths": (8,) * 5, "classifier_width": 16}  # enough for some units to be alive
+    model = FCN(3, padding="same", fusion=fusion, upsampling=upsampling, **wide)
+    images, noise = normal(1, 32, 32, 3), normal(1, 32, 32, 3, seed=2)
+
+    @jit
+    def start(key):
+        logits, variables = model.init_with_output(key, images)
+
+        def loss(params):
+            return (model.apply({"params": params}, images).logits * noise).sum()
+
+        return logits.logits, variables["params"], jax.grad(loss)(variables["params"])
+
+    # This kind of key compiles in a third of the time.
+    logits, params, gradients = start(jax.random.key(0, impl="rbg"))
+    assert not np.any(logits)
+    assert all(np.any(params[name]["kernel"]) for name in ("fc6", "fc7"))
+    for name in SCORES[8]:
+        # Concatenated, the scores below are handed on and the skip's weights are zero.
+        handed_on = np.eye(*params[name]["kernel"].shape[2:])
+        want = handed_on if fusion == "concat" and name != "score_fr" else 0 * handed_on
+        np.testing.assert_array_equal(params[name]["kernel"][0, 0], want)
+        assert not np.any(params[name]["bias"])
+        assert np.abs(gradients[name]["kernel"]).max() > 1e-3, name
+    if upsampling == "learned":
+        for name, side in (("upscore2", 4), ("upscore_pool4", 4), ("upscore8", 16)):
+            kernel = np.asarray(params[name]["kernel"]).transpose(2, 3, 0, 1)
+            np.testing.assert_allclose(kernel, bilinear(side, 3), atol=1e-6)
+
+
+TINY = {
+    FCN: {"widths": (1,) * 5, "classifier_width": 1},
+    FCNAlexNet: {"widths": (2,) * 5, "classifier_width": 1},
+    FCNGoogLeNet: {"stem": (1, 1, 1), "widths": ((1,) * 6,) * 9},
+}
+
+
+@pytest.mark.parametrize(
+    "network, fields",
+    [
+        (FCN, {"stride": 32}),
+        (FCN, {"stride": 8}),
+        (FCN, {"stride": 8, "classifier_width": None}),
+        (FCN, {"stride": 16, "padding": "same", "upsampling": "learned"}),
+        (FCN, {"stride": 8, "padding": "same", "upsampling": "bilinear"}),
+        (FCN, {"stride": 8, "padding": "same", "upsampling": "nearest"}),
+        (FCNAlexNet, {}),
+        (FCNGoogLeNet, {}),
+        (FCNGoogLeNet, {"variant": "torchvision"}),
+    ],
+    ids=str,
+)
+def test_what_a_pixel_reaches_and_that_it_moves_with_the_stride(network, fields):
+    # Of positive weights, without biases: a black picture gives zero, and one white row in it shows
+    # all that it reaches, through every maximum, for nothing else is there.
+    model = network(1, **{**TINY[network], **fields})
+    halo, context, stride = (getattr(model.geometry, n) for n in ("halo", "context", "stride"))
+    rng = np.random.default_rng(0)
+
+    def draw(path, leaf):
+        if path[-1].key in ("bias", "mean"):
+            return np.zeros(leaf.shape, np.float32)
+        fan_in = np.prod(leaf.shape[:-1])
+        return (rng.uniform(0.5, 1.5, leaf.shape) / fan_in).astype(np.float32)
+
+    variables = jax.tree_util.tree_map_with_path(draw, shapes(model))
+    first = -(-halo // stride) * stride  # of the 32 white rows
+    length = 2 * first + 2 * stride
+    images = np.zeros((stride + 2, length, 1, 3), np.float32)
+    rows = first + np.arange(stride)
+    images[np.arange(stride), rows] = 1
+    long = rng.uniform(size=(length + stride, 1, 3))
+    images[stride:] = long[:length], long[stride:]
+    logits = np.asarray(logits_of(model, variables, images))[:, :, 0, 0]
+
+    which, pixels = np.nonzero(logits[:stride])
+    near = rows[which]
+    cells = pixels // stride * stride
+    reached = np.abs(near - pixels).max()
+    around = np.maximum(cells - near, near - cells - stride + 1).max()
+    if fields.get("upsampling") == "nearest":
+        # Its geometry is that of "bilinear".
+        assert halo - stride < reached <= halo and context - stride <= around <= context
+    else:
+        assert (reached, around) == (halo, context)
+    here, moved = logits[stride, stride:], logits[stride + 1, :-stride]
+    inner = slice(halo, len(here) - halo)
+    np.testing.assert_allclose(here[inner], moved[inner], rtol=1e-4)
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"stride": 32},
+        {"stride": 16},
+        {"stride": 8},
+        {"stride": 8, "classifier_width": None},
+        {"stride": 8, "padding": "same"},
+    ],
+    ids=str,
+)
+def test_every_size_works_and_no_crop_leaves_its_map(monkeypatch, fields):
     plain_crop, plain_deconv = fcn.crop, fcn.bilinear_deconv
 
     def checked_crop(x, height, width, *, offset):
         assert 0 <= offset <= min(x.shape[1] - height, x.shape[2] - width)
         return plain_crop(x, height, width, offset=offset)
 
-    def checked_deconv(x, height, width, *, stride, offset):
-        assert offset + height <= (x.shape[1] + 1) * stride
+    def checked_deconv(x, height, width, *, stride, offset, **rest):
+        assert offset >= 0 and offset + height <= (x.shape[1] + 1) * stride
         assert offset + width <= (x.shape[2] + 1) * stride
-        return plain_deconv(x, height, width, stride=stride, offset=offset)
+        return plain_deconv(x, height, width, stride=stride, offset=offset, **rest)
 
     monkeypatch.setattr(fcn, "crop", checked_crop)
     monkeypatch.setattr(fcn, "bilinear_deconv", checked_deconv)
-    model = Small(stride=stride, padding=padding)
+    model = Small(**fields)
     variables = shapes(model)
     # As a height or a width every side from 1 to 80 with 8s, which has every skip's crop; to 40
     # with the others: 32 more pixels make pool5 one longer and repeat the same alignment.
-    largest = 80 if stride == 8 else 40
+    largest = 80 if model.stride == 8 else 40
     for height in range(1, largest // 2 + 1):
         width = largest + 1 - height
         images = jax.ShapeDtypeStruct((1, height, width, 3), jnp.float32)
@@ -188,15 +329,6 @@ def test_every_size_works_and_no_crop_leaves_its_map(monkeypatch, padding, strid
 @pytest.mark.parametrize("stride", [32, 16, 8])
 def test_score_layers_exist_only_where_used(stride):
     assert set(shapes(Small(stride=stride))["params"]) == {"vgg16", "fc6", "fc7"} | SCORES[stride]
-
-
-def test_score_layers_start_at_zero():
-    init = jit(Small(padding="same").init_with_output)
-    output, variables = init(jax.random.key(0), normal(1, 32, 32, 3))
-    params = variables["params"]
-    assert not any(np.any(leaf) for name in SCORES[8] for leaf in jax.tree.leaves(params[name]))
-    assert not np.any(output.logits)
-    assert all(np.any(params[name]["kernel"]) for name in ("fc6", "fc7"))
 
 
 @pytest.mark.parametrize("padding", ["authors", "same"])

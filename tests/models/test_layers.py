@@ -18,14 +18,16 @@ from segjax.models.layers import (
     bilinear_matrix,
     crop,
     max_pool,
+    resize,
+    resize_matrix,
 )
 
 SIZES = [(4, 7), (5, 8), (3, 5)]
 GEOMETRIES = [
-    Geometry(stride=4, minimum=4),
-    Geometry(stride=4, minimum=44, margin=20),
-    Geometry(stride=3, minimum=5, margin=1),
-    Geometry(stride=1, minimum=1),
+    Geometry(4, 4, 4, None, None),
+    Geometry(4, 44, 4, 23, 22, margin=20),
+    Geometry(3, 5, 3, 1, 1, margin=1),
+    Geometry(1, 1, 32, None, None),
 ]
 # These many small programs take longer to compile than to run.
 jit = partial(
@@ -253,6 +255,61 @@ def test_bilinear_deconv_takes_bfloat16_and_computes_in_float32():
     np.testing.assert_array_equal(got, want)
 
 
+RESIZES = [(4, 5, 8, 20), (6, 7, 3, 2), (1, 5, 3, 1), (5, 1, 1, 4), (3, 7, 5, 7), (9, 12, 1, 7)]
+
+
+@pytest.mark.parametrize("height, width, new_height, new_width", RESIZES)
+@pytest.mark.parametrize(
+    "method, options",
+    [
+        ("bilinear", {"align_corners": False}),
+        ("bilinear", {"align_corners": True}),
+        ("bilinear", {"align_corners": False, "antialias": True}),
+        ("bicubic", {"align_corners": False}),
+        ("bicubic", {"align_corners": True}),
+        ("bicubic", {"align_corners": False, "antialias": True}),
+        ("nearest", {}),
+    ],
+)
+def test_resize_is_pytorchs(torch, method, options, height, width, new_height, new_width):
+    x = normal(2, height, width, 3)
+    value, gradient = value_and_cotangents(
+        lambda x: resize(x, new_height, new_width, method=method, **options), x
+    )
+    maps = torch.tensor(x, requires_grad=True)
+    y = torch.nn.functional.interpolate(
+        maps.permute(0, 3, 1, 2), (new_height, new_width), mode=method, **options
+    ).permute(0, 2, 3, 1)
+    y.backward(torch.tensor(normal(*y.shape, seed=1)))
+    np.testing.assert_allclose(value, y.detach(), rtol=0, atol=1e-5)
+    np.testing.assert_allclose(gradient, maps.grad, rtol=0, atol=1e-5)
+
+
+def test_resize_nearest_takes_pytorchs_neighbours_at_all_sizes(torch):
+    for inputs, outputs in itertools.product((1, 2, 7, 41, 64, 100, 127), range(1, 130)):
+        line = np.arange(inputs, dtype=np.float32)
+        want = torch.nn.functional.interpolate(torch.tensor(line)[None, None], outputs)[0, 0]
+        got = resize(line[None, :, None, None], outputs, 1, method="nearest")
+        np.testing.assert_array_equal(got[0, :, 0, 0], want)
+
+
+@pytest.mark.parametrize("method", ["bilinear", "bicubic"])
+@pytest.mark.parametrize("align_corners", [False, True])
+@pytest.mark.parametrize("antialias", [False, True])
+def test_resize_of_a_constant_is_the_constant(method, align_corners, antialias):
+    options = {"align_corners": align_corners, "antialias": antialias}
+    for inputs, outputs in itertools.product(range(1, 9), repeat=2):
+        matrix = resize_matrix(inputs, outputs, method=method, **options)
+        np.testing.assert_allclose(matrix.sum(axis=1), 1, atol=1e-6)
+
+
+def test_resize_to_its_own_size_is_itself_and_keeps_the_type():
+    x = jnp.asarray(normal(1, 4, 5, 2), jnp.bfloat16)
+    assert resize(x, 4, 5) is x
+    want = resize(x.astype(jnp.float32), 8, 3)
+    np.testing.assert_array_equal(resize(x, 8, 3), want.astype(jnp.bfloat16))
+
+
 @pytest.mark.parametrize(
     "f",
     [
@@ -260,11 +317,12 @@ def test_bilinear_deconv_takes_bfloat16_and_computes_in_float32():
         lambda x: max_pool(x, ceil=True),
         lambda x: crop(x, 2, 3),
         lambda x: bilinear_deconv(x, 12, 9, stride=4, offset=2),
+        lambda x: resize(x, 12, 3),
         lambda x: UpConv(2).apply(
             {"params": {"kernel": np.ones((2, 2, 3, 2)), "bias": np.ones(2)}}, x
         ),
     ],
-    ids=["floor", "ceil", "crop", "bilinear_deconv", "UpConv"],
+    ids=["floor", "ceil", "crop", "bilinear_deconv", "resize", "UpConv"],
 )
 def test_jit_is_eager(f):
     x = normal(2, 5, 5, 3)
@@ -273,16 +331,16 @@ def test_jit_is_eager(f):
 
 @pytest.mark.parametrize("geometry", GEOMETRIES, ids=str)
 def test_fit_is_the_smallest_side_that_covers(geometry):
-    sides = [geometry.minimum + i * geometry.stride for i in range(40)]
-    for size in range(1, 80 if geometry.stride > 1 else 40):
+    sides = [geometry.minimum + i * geometry.step for i in range(40)]
+    for size in range(1, 80 if geometry.step > 1 else 40):
         covering = [side for side in sides if side - 2 * geometry.margin >= size]
         assert geometry.fit(size) == covering[0], size
 
 
 @pytest.mark.parametrize("geometry", GEOMETRIES, ids=str)
 def test_check_takes_the_good_sides_and_names_the_nearest(geometry):
-    last = geometry.minimum + 3 * geometry.stride
-    sides = set(range(geometry.minimum, last + 1, geometry.stride))
+    last = geometry.minimum + 3 * geometry.step
+    sides = set(range(geometry.minimum, last + 1, geometry.step))
     tried = range(1, last + 1)
 
     def nearest(side):
@@ -318,4 +376,4 @@ def test_check_takes_the_good_sides_and_names_the_nearest(geometry):
 def test_check_says_what_and_how_to_mend_it(height, width, text):
     start = re.escape("The network takes sides of 44 + any multiple of 4 pixels; " + text)
     with pytest.raises(SegjaxError, match=f"^{start}Crop .* pads"):
-        Geometry(stride=4, minimum=44, margin=20).check(height, width)
+        Geometry(4, 44, 4, 23, 22, margin=20).check(height, width)

@@ -1,6 +1,5 @@
 """U-Net: the paper's shapes and counts, and equality with the same network in PyTorch."""
 
-import itertools
 from functools import partial
 
 import jax
@@ -64,9 +63,12 @@ def assert_close(got, want):
     "model, channels, count",
     [
         (UNet(2, padding="valid", norm="none"), 1, 31_030_658),  # the paper's network
+        (UNet(2, padding="valid", norm="none", up="released"), 1, 31_100_354),  # the authors' file
         (UNet(2), 3, 31_037_698),  # milesial/Pytorch-UNet
+        (UNet(2, up="bilinear_corners"), 3, 17_263_042),  # the same with `bilinear`
+        (UNet(1, widths=(32, 64, 128, 256, 512), norm="none"), 1, 7_759_521),  # U-Net++'s baseline
     ],
-    ids=["paper", "milesial"],
+    ids=["paper", "released", "milesial", "milesial-bilinear", "baseline"],
 )
 def test_parameter_count(model, channels, count):
     side = model.geometry.minimum
@@ -100,6 +102,8 @@ def test_the_papers_table_of_shapes():
         if name.startswith("up"):
             upsampled = seen[name.replace("up", "upconv")]["__call__"][0].shape
             assert upsampled == (1, side, side, channels)
+    crops = [(table[f"down_{d}"][2] - table[f"up_{d}"][0]) / 2 for d in range(4)]
+    assert crops == [88, 40, 16, 4]
     assert output.logits.shape == (1, 388, 388, 2)
     # 23 convolutions: 18 of 3×3, 4 up-convolutions and the last one of 1×1.
     assert sum(leaf.ndim == 4 for leaf in jax.tree.leaves(variables["params"])) == 23
@@ -117,6 +121,9 @@ def shapes_out(model, height, width):
     return jax.eval_shape(model.apply, variables, images).logits.shape[1:3]
 
 
+LOST = {"valid": 4, "same": 0, "full": -4}  # by two convolutions
+
+
 def output_side(side, poolings, lost):
     """U-Net's output by raw arithmetic, two convolutions losing `lost`, or None: impossible."""
     skips = []
@@ -131,32 +138,41 @@ def output_side(side, poolings, lost):
         side = 2 * side
         if side <= 0 or (skip - side) % 2:
             return None
-        side -= lost
+        side = min(side, skip) - lost
     return side if side > 0 else None
 
 
 @pytest.mark.parametrize("levels", range(1, 7))
-@pytest.mark.parametrize("padding", ["same", "valid"])
+@pytest.mark.parametrize("padding", LOST)
 def test_geometry_says_exactly_which_sides_are_possible(padding, levels):
     geometry = UNet(2, widths=(1,) * levels, padding=padding).geometry
     # Outputs of 1 to 3 pixels need less than two poolings; there too the geometry asks for 4.
-    smallest = 1 if padding == "same" else 4
+    smallest = 4 if padding == "valid" else 1
     possible = {}
-    for side in range(1, 3 * geometry.minimum):
-        output = output_side(side, levels - 1, 0 if padding == "same" else 4)
+    limit = geometry.minimum + 5 * geometry.step
+    for side in range(1, limit):
+        output = output_side(side, levels - 1, LOST[padding])
         if output is not None and output >= smallest:
             possible[side] = output
-    sides = range(geometry.minimum, 3 * geometry.minimum, geometry.stride)
+    sides = range(geometry.minimum, limit, geometry.step)
     assert possible == {side: side - 2 * geometry.margin for side in sides}
     if padding == "valid" and levels > 2:
         assert all((output_side(side, levels - 1, 4) or 4) >= 4 for side in range(1, 500))
 
 
+def test_full_sizes_grow_by_8():
+    geometry = UNet(2, padding="full").geometry
+    assert [geometry.fit(size) for size in (1, 12, 13, 572, 573)] == [4, 4, 20, 564, 580]
+    assert shapes_out(UNet(2, widths=(1,) * 5, padding="full"), 564, 4) == (572, 12)
+    with pytest.raises(SegjaxError, match=r"got 572×20\. Nearest heights: 564 or 580; widths: 20"):
+        geometry.check(572, 20)
+
+
 @pytest.mark.parametrize("levels", range(1, 5))
-@pytest.mark.parametrize("padding", ["same", "valid"])
+@pytest.mark.parametrize("padding", LOST)
 def test_the_network_takes_what_its_geometry_says(padding, levels):
     model = UNet(2, widths=(1,) * levels, padding=padding, norm="none")
-    stride, minimum, margin = model.geometry
+    stride, minimum, margin = (getattr(model.geometry, n) for n in ("step", "minimum", "margin"))
     height, width = minimum, minimum + 3 * stride
     assert shapes_out(model, height, width) == (height - 2 * margin, width - 2 * margin)
     for bad in (minimum - 1, minimum + 1, minimum + stride - 1):
@@ -166,10 +182,10 @@ def test_the_network_takes_what_its_geometry_says(padding, levels):
                     shapes(model, *size)
 
 
-def torch_unet(torch, params, statistics, images, *, levels, padding, train):
+def torch_unet(torch, params, statistics, images, *, levels, padding, up, train):
     """The same network of PyTorch's own functions; parameters in Flax's layout, NHWC outside."""
     f = torch.nn.functional
-    pad = 1 if padding == "same" else 0
+    pad = {"valid": 0, "same": 1, "full": 2}[padding]
 
     def level(x, name):
         for i in range(2):
@@ -193,33 +209,51 @@ def torch_unet(torch, params, statistics, images, *, levels, padding, train):
         x = f.max_pool2d(skips[-1], 2)
     x = level(x, f"down_{levels - 1}")
     for depth in reversed(range(levels - 1)):
-        up = params[f"upconv_{depth}"]
-        x = f.conv_transpose2d(x, up["kernel"].permute(2, 3, 0, 1), up["bias"], stride=2)
-        height, width = (
-            (a - b) // 2 for a, b in zip(skips[depth].shape[2:], x.shape[2:], strict=True)
-        )
-        skip = skips[depth][:, :, height : height + x.shape[2], width : width + x.shape[3]]
-        x = level(torch.cat([x, skip], dim=1), f"up_{depth}")
+        if layer := params.get(f"upconv_{depth}"):
+            kernel = layer["kernel"].permute(2, 3, 0, 1)
+            around = 1 if up == "transposed" else 0
+            x = f.conv_transpose2d(x, kernel, layer["bias"], stride=2, padding=around)
+            x = torch.relu(x) if up == "released" else x
+        elif up == "nearest":
+            x = f.interpolate(x, scale_factor=2)
+        else:
+            corners = up == "bilinear_corners"
+            x = f.interpolate(x, scale_factor=2, mode="bilinear", align_corners=corners)
+        height, width = np.minimum(x.shape[2:], skips[depth].shape[2:])
+
+        def cropped(x, height=height, width=width):
+            top, left = (x.shape[2] - height) // 2, (x.shape[3] - width) // 2
+            return x[:, :, top : top + height, left : left + width]
+
+        x = level(torch.cat([cropped(x), cropped(skips[depth])], dim=1), f"up_{depth}")
     last = params["logits"]
     return f.conv2d(x, last["kernel"].permute(3, 2, 0, 1), last["bias"]).permute(0, 2, 3, 1)
 
 
 @pytest.mark.parametrize(
-    "padding, norm, train, widths",
+    "fields, train",
     [
-        ("same", "batch", True, WIDTHS),
-        ("same", "batch", False, (4, 3)),
-        ("same", "none", False, (3, 4)),
-        ("valid", "batch", True, (4, 3)),
-        ("valid", "batch", False, (3, 4)),
-        ("valid", "none", True, WIDTHS),
-        ("same", "batch", True, (3,)),
+        ({"widths": WIDTHS}, True),
+        ({"widths": (4, 3)}, False),
+        ({"widths": (3, 4), "norm": "none"}, False),
+        ({"widths": (4, 3), "padding": "valid"}, True),
+        ({"widths": (3, 4), "padding": "valid"}, False),
+        ({"widths": (4, 3), "padding": "valid", "norm": "none"}, True),
+        ({"widths": (3,)}, True),
+        ({"widths": WIDTHS, "padding": "full", "norm": "none"}, False),
+        ({"widths": (3, 4), "padding": "full"}, True),
+        ({"widths": (3, 4), "padding": "valid", "norm": "none", "up": "released"}, False),
+        ({"widths": (3, 4), "up": "transposed", "norm": "none"}, False),
+        ({"widths": (3, 4), "up": "bilinear"}, False),
+        ({"widths": WIDTHS, "up": "bilinear_corners"}, True),
+        ({"widths": (3, 4), "up": "nearest", "norm": "none"}, False),
     ],
+    ids=lambda case: "-".join(str(v) for v in case.values()) if isinstance(case, dict) else None,
 )
-def test_equals_pytorch(torch, padding, norm, train, widths):
-    model = UNet(4, widths=widths, padding=padding, norm=norm)
-    stride, minimum, _ = model.geometry
-    side = minimum if padding == "valid" else 3 * stride
+def test_equals_pytorch(torch, fields, train):
+    model = UNet(4, **fields)
+    stride, minimum = model.geometry[:2]
+    side = minimum if model.padding == "valid" else 3 * stride
     images = normal(2, side, side + 2 * stride, 3)
     variables = random_variables(model)
     params, statistics = variables["params"], variables.get("batch_stats", {})
@@ -242,7 +276,14 @@ def test_equals_pytorch(torch, padding, norm, train, widths):
     running = jax.tree.map(torch.tensor, statistics)
     their_params, their_images = to_torch(params), to_torch(images)
     theirs = torch_unet(
-        torch, their_params, running, their_images, levels=len(widths), padding=padding, train=train
+        torch,
+        their_params,
+        running,
+        their_images,
+        levels=len(model.widths),
+        padding=model.padding,
+        up=model.up,
+        train=train,
     )
     theirs.backward(torch.tensor(noise))
 
@@ -275,23 +316,27 @@ def batch_pixels(model, level, norm, shape):
     return b * h * w
 
 
-def test_every_skip_and_every_upsampling_reaches_the_output():
-    model = UNet(2, widths=WIDTHS)
+@pytest.mark.parametrize("up", ["upconv", "released", "bilinear"])
+def test_every_skip_and_every_upsampling_reaches_the_output(up):
+    model = UNet(2, widths=WIDTHS, up=up)
     variables, images = random_variables(model), normal(1, 8, 8, 3)
     logits = logits_of(model, variables, images)
     for depth, width in enumerate(WIDTHS[:-1]):
-        kernel = variables["params"][f"up_{depth}"]["conv_0"]["kernel"]
-        # The upsampled map comes first, then the skip.
-        for half in (slice(0, width), slice(width, 2 * width)):
+        channels = variables["params"][f"up_{depth}"]["conv_0"]["kernel"].shape[2]
+        # The upsampled map comes first, then the skip; "released" leaves it wider at the top.
+        upsampled = WIDTHS[1] if (up, depth) == ("released", 0) else width
+        assert channels == upsampled + width
+        for part in (slice(0, upsampled), slice(upsampled, None)):
             cut = jax.tree.map(np.copy, variables)
-            cut["params"][f"up_{depth}"]["conv_0"]["kernel"][:, :, half] = 0
-            assert np.abs(logits_of(model, cut, images) - logits).max() > 1e-3, (depth, half)
-        assert kernel.shape[2] == 2 * width
+            cut["params"][f"up_{depth}"]["conv_0"]["kernel"][:, :, part] = 0
+            assert np.abs(logits_of(model, cut, images) - logits).max() > 1e-3, (depth, part)
 
 
-@pytest.mark.parametrize("norm", ["batch", "none"])
-def test_every_parameter_has_a_gradient(norm):
-    model = UNet(2, widths=WIDTHS, norm=norm)
+@pytest.mark.parametrize(
+    "fields", [{}, {"norm": "none"}, {"norm": "none", "up": "transposed"}, {"up": "nearest"}]
+)
+def test_every_parameter_has_a_gradient(fields):
+    model = UNet(2, widths=WIDTHS, **fields)
     variables, images, noise = random_variables(model), normal(2, 8, 8, 3), normal(2, 8, 8, 2)
 
     @jit
@@ -305,22 +350,40 @@ def test_every_parameter_has_a_gradient(norm):
         assert np.abs(leaf).max() > 1e-4, jax.tree_util.keystr(path)
 
 
-def test_nothing_farther_than_the_halo_reaches_a_pixel():
-    model = UNet(1, widths=(2, 2, 2))
-    variables = jax.tree.map(np.abs, random_variables(model))  # all positive: no ReLU is shut
-    stride, margin = 4, UNet(1, widths=(2, 2, 2), padding="valid").geometry.margin
-    halo = 6 * stride  # the valid margin, rounded up to the stride: 96 with four poolings
-    images = np.abs(normal(1, 64, 64, 3))
+@pytest.mark.parametrize("up", ["upconv", "transposed", "bilinear", "nearest"])
+@pytest.mark.parametrize("padding", LOST)
+def test_halo_and_context_are_exactly_what_a_pixel_depends_on(padding, up):
+    model = UNet(1, widths=(1, 1, 1), padding=padding, norm="none", up=up)
+    _, _, stride, halo, context, margin = model.geometry
+    cell = 8 * stride + np.arange(stride)  # in the middle: nothing is cut off by the border
+    side = model.geometry.fit(cell[0] + cell[-1])
+    # All positive: no ReLU is shut. Several pictures: every pixel is once the largest of a window.
+    variables = jax.tree.map(lambda a: np.abs(a) + 0.1, random_variables(model, channels=1))
+    images = np.abs(normal(8, side, side, 1)) + 0.1
 
     @jit
-    @partial(jax.grad, argnums=0)
-    def gradient(images, y, x):
-        return model.apply(variables, images).logits[0, y, x, 0]
+    @jax.jacrev
+    def jacobian(images):
+        return model.apply(variables, images).logits.sum((0, 3))[cell, cell]
 
-    for y, x in itertools.product(range(30, 34, 3), range(31, 35)):
-        rows, columns, _ = np.nonzero(np.asarray(gradient(images, y, x))[0])
-        for near, at in ((rows, y), (columns, x)):
-            assert margin - stride < np.abs(near - at).max() <= halo
+    sees = np.asarray(jacobian(images)).any((1, 4))  # (stride, H, W)
+    spans = [np.flatnonzero(see.any(axis))[[0, -1]] - margin for see in sees for axis in (0, 1)]
+    pixels = cell.repeat(2)
+    assert max(max(p - a, b - p) for p, (a, b) in zip(pixels, spans, strict=True)) == halo
+    assert max(max(cell[0] - a, b - cell[-1]) for a, b in spans) == context
+
+
+def test_reach_of_the_papers_network():
+    assert UNet(2, padding="valid").geometry[3:] == (107, 96, 92)
+    assert UNet(2).geometry[3:] == (107, 94, 0)
+    assert UNet(2, up="bilinear_corners").geometry[3:] == (None, None, 0)
+
+
+def test_transposed_up_convolution_starts_with_he_normal_of_its_fan_in():
+    params = jit(UpConv(64, side=4).init)(jax.random.key(0), jnp.zeros((1, 1, 1, 50)))["params"]
+    # Each output pixel sees 2×2 input pixels.
+    assert params["kernel"].shape == (4, 4, 50, 64)
+    assert np.std(params["kernel"]) == pytest.approx(np.sqrt(2 / 200), rel=0.02)
 
 
 def test_bfloat16_stays_near_float32():
