@@ -1,6 +1,7 @@
 """The verbs on a run folder, wherever its recipe is: python -m segjax predict RUN IMAGE…"""
 
-from segjax.experiment import command, evaluate, predict
+from segjax.command import command
+from segjax.verbs import evaluate, predict
 
 if __name__ == "__main__":
     verbs = {"evaluate": evaluate, "predict": predict}

@@ -1,4 +1,4 @@
-"""Recipes and their verbs: the one module that knows all shelves.
+"""Recipes and their training: where all shelves meet.
 
 A script in `experiments/` defines a frozen `Recipe` and hands it to `main`, which makes the
 commands train, evaluate, predict and cost of it.
@@ -7,14 +7,9 @@ commands train, evaluate, predict and cost of it.
 import abc
 import dataclasses
 import inspect
-import json
-import math
-import os
-import signal
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -27,24 +22,22 @@ import optax
 import rich
 import tyro
 from flax import linen as nn
+from flax.traverse_util import flatten_dict, unflatten_dict
 from jax.sharding import Mesh
-from PIL import Image
 from rich.table import Table
 
 import segjax
-from segjax import inference, losses, metrics, optimizers, report, sharding, visualise
+from segjax import inference, losses, metrics, optimizers, sharding, verbs
 from segjax.checkpoint import Checkpoints
+from segjax.command import CompilationCount, command, interruption
 from segjax.data import augment, pipeline
-from segjax.data.folder import read_picture
 from segjax.errors import SegjaxError
 from segjax.models.layers import crop
 from segjax.progress import RunLog
-from segjax.run import Run, start_run, write_whole
+from segjax.run import Run, start_run
 from segjax.train import Batch, Every, State, fit, make_state, make_train_step, step_cost
 
 Split = Literal["train", "val"]
-Which = Literal["best", "newest"]
-SHEET_ROWS = 6  # pictures on a preview sheet
 _COUNTS = ("steps", "batch_size", "evaluate_every", "log_every")
 
 
@@ -60,12 +53,16 @@ class Recipe(abc.ABC):
     """Height and width to which pictures are padded; it must hold the largest."""
     crop: tuple[int, int]
     """Height and width of the network's input in training."""
+    learning_rate: float = 1e-3
+    """At its highest, after the warm-up."""
     channels: int = 3
     """Channels of a picture: 1 grey, 3 RGB, 4 RGBA."""
     normalise: augment.Normalise = field(default_factory=augment.Normalise)
     """Scaling of pixel values before the network."""
     compute: Literal["float32", "bfloat16"] = "float32"
     """Number type of the computation; parameters, losses and statistics are always float32."""
+    start_from: Path | None = None
+    """A run whose weights to start from, where names and shapes agree: FCN-16s from a 32s run."""
     seed: int = 0
     """Of parameters, order, augmentation and dropout."""
     evaluate_every: int = 500
@@ -87,18 +84,22 @@ class Recipe(abc.ABC):
         """The data to train on, or the data held out."""
 
     @abc.abstractmethod
-    def schedule(self) -> optimizers.Schedule:
-        """The learning rate of a step."""
-
-    @abc.abstractmethod
-    def optimizer(self) -> optax.GradientTransformation:
-        """What turns gradients into updates, at a learning rate of 1."""
-
-    @abc.abstractmethod
     def augment(
         self, key: jax.Array, image: jax.Array, label: jax.Array
     ) -> tuple[jax.Array, jax.Array]:
         """One example of canvas size -> one of crop size, on the device."""
+
+    def schedule(self) -> optimizers.Schedule:
+        """The learning rate of a step; by default a cosine after a warm-up of a twentieth."""
+        return optimizers.cosine(self.learning_rate, steps=self.steps, warmup=self.steps // 20)
+
+    def optimizer(self) -> optax.GradientTransformation:
+        """What turns gradients into updates, at a learning rate of 1; by default AdamW."""
+        return optimizers.adamw(weight_decay=1e-3)
+
+    def initial(self, variables: Any) -> Any:
+        """The network's variables to start with, given random ones: fill in pretrained ones."""
+        return variables
 
     def loss(self, output: Any, labels: jax.Array) -> jax.Array:
         """The network's output and labels (B, H, W) -> scalar; by default cross-entropy."""
@@ -155,6 +156,42 @@ class _Parts:
         )
 
 
+def _begin(recipe: Recipe, state: State) -> State:
+    """The first state, with the weights that the recipe starts from."""
+    variables = recipe.initial(state.variables)
+    if recipe.start_from is not None:
+        step, _, theirs = verbs.load(Run(recipe.start_from), "best")
+        variables, told = _take_over(variables, theirs)
+        if jax.process_index() == 0:
+            print(f"Starting from {recipe.start_from}, step {step}: {told}.")
+    placed = jax.tree.map(
+        lambda old, new: jax.device_put(np.asarray(new, old.dtype), old.sharding),
+        state.variables,
+        variables,
+    )
+    return state.replace(**placed)
+
+
+def _take_over(ours: Any, theirs: Any) -> tuple[Any, str]:
+    """Our variables with theirs of the same names and shapes, and what was not taken in words."""
+    mine, given = (flatten_dict(dict(tree), sep="/") for tree in (ours, theirs))
+    taken = {
+        path: given[path]
+        for path, leaf in mine.items()
+        if path in given and given[path].shape == leaf.shape
+    }
+    if not taken:
+        raise SegjaxError("The run to start from has no array of this network's names and shapes.")
+    told = f"{len(taken)} of {len(mine)} arrays"
+    for what, paths in (
+        ("at first values", set(mine) - set(taken)),
+        ("unused", set(given) - set(taken)),
+    ):
+        if paths:
+            told += f"; {what}: {', '.join(sorted(paths))}"
+    return unflatten_dict(mine | taken, sep="/"), told
+
+
 def train(recipe: Recipe, folder: Path, *, name: str) -> None:
     """Train a recipe in a run folder, or go on where the run in it has stopped; then evaluate.
 
@@ -166,7 +203,7 @@ def train(recipe: Recipe, folder: Path, *, name: str) -> None:
     Raises:
         SegjaxError: what is wrong with the data, the folder or the numbers.
     """
-    compiled = _CompilationCount()
+    compiled = CompilationCount()
     mesh = sharding.make_mesh()
     parts = _Parts(recipe, mesh)
     data, held_out = recipe.source("train"), recipe.source("val")
@@ -186,10 +223,9 @@ def train(recipe: Recipe, folder: Path, *, name: str) -> None:
     )
     predict = inference.make_predict(parts.model, normalise=recipe.normalise)
 
-    with Checkpoints(folder / "checkpoints") as checkpoints, _interruption() as interrupted:
+    with Checkpoints(folder / "checkpoints") as checkpoints, interruption() as interrupted:
         state, start = parts.make_state(), checkpoints.newest or 0
-        if start:
-            state = checkpoints.restore(state, step=start)
+        state = checkpoints.restore(state, step=start) if start else _begin(recipe, state)
         log = RunLog(
             folder,
             total=recipe.steps,
@@ -208,7 +244,7 @@ def train(recipe: Recipe, folder: Path, *, name: str) -> None:
         def evaluate_and_save(number: int, state: State) -> None:
             with log.paused():
                 scores = metrics.summary(
-                    _confusion(
+                    verbs.confusion_of(
                         partial(predict, state.variables),
                         held_out,
                         mesh,
@@ -243,97 +279,7 @@ def train(recipe: Recipe, folder: Path, *, name: str) -> None:
             )
     if interrupted() and int(state.step) < recipe.steps:
         sys.exit(f"Interrupted after step {int(state.step)}; the same command goes on from there.")
-    evaluate(folder)
-
-
-@tyro.conf.configure(tyro.conf.PositionalRequiredArgs)
-def evaluate(
-    run: Path,
-    *,
-    data: Path | None = None,
-    batch_size: int | None = None,
-    checkpoint: Which = "best",
-) -> dict[str, float]:
-    """Score a run on its held-out data; write scores, curves and pictures to its report folder.
-
-    Args:
-        run: The run folder.
-        data: Where the data lies now, if it has moved.
-        batch_size: Pictures at a time; the scores do not depend on it.
-        checkpoint: Which checkpoint.
-
-    Returns:
-        The overall scores by name.
-
-    Raises:
-        SegjaxError: there is no such run, or its data cannot be read.
-    """
-    stored = Run(run)
-    source = stored.rebuild("source")
-    if data is not None:
-        if not hasattr(source, "root"):
-            raise SegjaxError(f"{run}: its data is not read from a folder; drop --data.")
-        source = dataclasses.replace(source, root=data)
-    step, predict, variables = _load(stored, checkpoint)
-    mesh = sharding.make_mesh()
-    batch_size = batch_size or stored.fields["batch_size"]
-    sharding.check_batch_size(mesh, batch_size)
-    on_mesh = partial(predict, jax.device_put(variables, sharding.replicated(mesh)))
-    canvas = stored.fields["canvas"]
-    confusion = _confusion(on_mesh, source, mesh, batch_size=batch_size, canvas=canvas)
-    if jax.process_index() == 0:
-        # Alone, without the other processes of a cluster.
-        _write_report(run, source, partial(predict, jax.device_put(variables)), step, confusion)
-    return metrics.summary(confusion)
-
-
-@tyro.conf.configure(tyro.conf.PositionalRequiredArgs)
-def predict(
-    run: Path,
-    images: tyro.conf.Positional[tuple[Path, ...]],
-    *,
-    out: Path | None = None,
-    checkpoint: Which = "best",
-) -> None:
-    """Write label PNGs and overlays of pictures of any size.
-
-    Args:
-        run: The run folder.
-        images: Picture files.
-        out: Where to write; by default `predictions` in the run folder.
-        checkpoint: Which checkpoint.
-
-    Raises:
-        SegjaxError: pictures that cannot be read, after all others are done.
-    """
-    stored = Run(run)
-    out = out or run / "predictions"
-    stems = [path.stem for path in images]
-    if twins := sorted({stem for stem in stems if stems.count(stem) > 1}):
-        raise SegjaxError(
-            f"Several pictures would be written to {out / twins[0]}.png; predict them into "
-            "different folders with --out."
-        )
-    if not images:
-        raise SegjaxError("No picture was named; give one or more files.")
-    _, logits, variables = _load(stored, checkpoint)
-    logits = partial(logits, jax.device_put(variables))
-    palette = stored.rebuild("palette")
-    out.mkdir(parents=True, exist_ok=True)
-    unread = []
-    for path in images:
-        try:
-            image = read_picture(path, stored.fields["channels"])
-        except SegjaxError as error:
-            unread.append(str(error))
-            continue
-        label = inference.predict_label(logits, image)
-        visualise.save_mask(out / f"{path.stem}.png", label, palette)
-        _save(visualise.overlay(image, label, palette), out / f"{path.stem}_overlay.png")
-        print(f"{out / path.stem}.png  {path.stem}_overlay.png")
-    if unread:
-        done = len(images) - len(unread)
-        raise SegjaxError("\n".join([*unread, f"The other {done} of {len(images)} are done."]))
+    verbs.evaluate(folder)
 
 
 def cost(recipe: Recipe) -> None:
@@ -382,143 +328,6 @@ def _check_source(source: pipeline.Source, *, num_classes: int, canvas: tuple[in
     pipeline.pad_to_canvas(source[0], canvas)
 
 
-def _load(run: Run, checkpoint: Which) -> tuple[int, Callable[..., jax.Array], Any]:
-    """The step of a checkpoint, the run's `make_predict`, and the variables (NumPy) it takes."""
-    model: Any = run.rebuild("model")
-    images = jnp.zeros((1, *run.fields["crop"], run.fields["channels"]))
-    like = jax.eval_shape(lambda: model.init(jax.random.key(0), images))
-    with Checkpoints(run.folder / "checkpoints") as checkpoints:
-        step = checkpoints.best if checkpoint == "best" else checkpoints.newest
-        if step is None:
-            raise SegjaxError(f"{run.folder}: no checkpoint yet. Train it first.")
-        variables = checkpoints.restore(dict(like), step=step)
-    return step, inference.make_predict(model, normalise=run.rebuild("normalise")), variables
-
-
-def _confusion(
-    predict: inference.Predict,
-    source: pipeline.Source,
-    mesh: Mesh,
-    *,
-    batch_size: int,
-    canvas: tuple[int, int],
-) -> np.ndarray:
-    """The confusion matrix of a source, each process reading its share."""
-    batches = pipeline.evaluation_batches(
-        source,
-        batch_size=batch_size,
-        canvas=canvas,
-        process=jax.process_index(),
-        processes=jax.process_count(),
-    )
-    on_devices = sharding.prefetch(batches, mesh)
-    return metrics.evaluate(predict, on_devices, num_classes=len(source.classes))
-
-
-def _write_report(
-    folder: Path,
-    source: pipeline.Source,
-    predict: inference.Predict,
-    step: int,
-    confusion: np.ndarray,
-) -> None:
-    """Print the scores; write them, the curves, a preview sheet and overlays to `report`."""
-    classes, palette, where = source.classes, source.palette, folder / "report"
-    (where / "overlays").mkdir(parents=True, exist_ok=True)
-    overall, per_class = metrics.summary(confusion), metrics.per_class(confusion)
-    rich.print(report.score_table(classes, per_class, overall))
-    write_whole(where / "scores.md", report.scores_markdown(classes, per_class, overall))
-    finite = {name: None if math.isnan(value) else value for name, value in overall.items()}
-    scores = {"step": step, **finite, "classes": classes, "confusion": confusion.tolist()}
-    write_whole(where / "scores.json", json.dumps(scores))
-    if told := report.read_metrics(folder / "metrics.jsonl"):
-        report.plot_curves(told, where / "curves.png")
-
-    rows = []
-    for i in np.linspace(0, len(source) - 1, min(SHEET_ROWS, len(source))).astype(int).tolist():
-        example = source[i]
-        image, label = example["image"], inference.predict_label(predict, example["image"])
-        rows.append((image, example["label"], label))
-        _save(visualise.overlay(image, label, palette), where / f"overlays/{example['id']}.png")
-    visualise.preview_sheet(rows, classes, palette).save(where / "preview.png")
-    print(
-        f"Checkpoint of step {step}, {len(source)} pictures. Look at {where / 'preview.png'}, "
-        "and beside it curves.png, overlays/, scores.md and scores.json."
-    )
-
-
-def _save(pixels: np.ndarray, path: Path) -> None:
-    Image.fromarray(pixels).save(path)
-
-
-class _CompilationCount:
-    """Counts what is compiled from now on, and what the cache on disk held ready."""
-
-    def __init__(self) -> None:
-        self.misses = self.hits = 0
-        jax.monitoring.register_event_listener(self._listen)
-
-    def _listen(self, event: str, **_: Any) -> None:
-        self.misses += event == "/jax/compilation_cache/cache_misses"
-        self.hits += event == "/jax/compilation_cache/cache_hits"
-
-    def __str__(self) -> str:
-        return f"{self.misses} programs compiled, {self.hits} taken from the cache"
-
-
-@contextmanager
-def _interruption() -> Iterator[Callable[[], bool]]:
-    """Ctrl-C or SIGTERM asks to stop after the step; a second one stops at once.
-
-    Only for a lone process: those of a cluster would have to stop after the same step.
-    """
-    asked: list[int] = []
-
-    def ask(number: int, frame: Any) -> None:
-        if asked:
-            raise KeyboardInterrupt
-        asked.append(number)
-
-    numbers = (signal.SIGINT, signal.SIGTERM) if jax.process_count() == 1 else ()
-    before = {number: signal.signal(number, ask) for number in numbers}
-    try:
-        yield lambda: bool(asked)
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-
-def use_compilation_cache() -> None:
-    """Keep compiled programs in the user's cache folder, so that they are compiled once only.
-
-    JAX_COMPILATION_CACHE_DIR names another folder.
-    """
-    caches = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    if not jax.config.values["jax_compilation_cache_dir"]:
-        jax.config.update("jax_compilation_cache_dir", str(Path(caches) / "segjax" / "xla"))
-    # By default JAX keeps only what took it over a second.
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
-    jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
-
-
-def command(
-    verbs: Mapping[str, Any],
-    *,
-    description: str,
-    prog: str | None = None,
-    argv: Sequence[str] | None = None,
-) -> None:
-    """Run a verb as a command: a SegjaxError is told by its text alone, with exit status 2."""
-    use_compilation_cache()
-    try:
-        tyro.extras.subcommand_cli_from_dict(
-            dict(verbs), prog=prog, description=description, args=argv
-        )
-    except SegjaxError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
-
-
 def main(recipe: type[Recipe], argv: Sequence[str] | None = None) -> None:
     """The commands of a recipe: train, evaluate, predict, cost, each with --help.
 
@@ -552,10 +361,10 @@ def main(recipe: type[Recipe], argv: Sequence[str] | None = None) -> None:
         jax.config.update("jax_enable_compilation_cache", False)  # it would hide the time
         cost(recipe)
 
-    verbs = {
+    commands = {
         "train": train_,
-        "evaluate": partial(evaluate, run=home),
-        "predict": partial(predict, run=home),
+        "evaluate": partial(verbs.evaluate, run=home),
+        "predict": partial(verbs.predict, run=home),
         "cost": cost_,
     }
-    command(verbs, description=inspect.getdoc(recipe) or "", argv=argv)
+    command(commands, description=inspect.getdoc(recipe) or "", argv=argv)

@@ -9,7 +9,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-Predict = Callable[[jax.Array], jax.Array]
+from segjax import tiles
+
+Predict = Callable[[Any], Any]  # arrays of JAX or NumPy
 
 
 class Network(Protocol):
@@ -38,7 +40,7 @@ def make_predict(
         `partial(make_predict(…), variables)`, for a predict function.
     """
     geometry = model.geometry
-    margin = geometry.margin
+    margin, ahead = max(geometry.margin, 0), max(-geometry.margin, 0)
 
     @jax.jit
     def predict(variables: Mapping[str, Any], images: jax.Array) -> jax.Array:
@@ -47,11 +49,50 @@ def make_predict(
         columns = (margin, geometry.fit(width) - width - margin)
         images = jnp.pad(images, ((0, 0), rows, columns, (0, 0)), mode="reflect")
         logits = model.apply(variables, normalise(images), train=False).logits
-        return logits[:, :height, :width]
+        return logits[:, ahead : ahead + height, ahead : ahead + width]
+
+    return predict
+
+
+def make_tiled_predict(
+    model: Network,
+    *,
+    normalise: Callable[[jax.Array], jax.Array],
+    tile: int,
+    batch_size: int,
+    put: Callable[[np.ndarray], jax.Array] = jnp.asarray,
+) -> Callable[[Mapping[str, Any], Any], np.ndarray]:
+    """The prediction of a network by tiles, of which alone the device holds a batch.
+
+    The logits are those of `make_predict`, or the mean of windows where the network sees the whole
+    picture at once: `tiles.plan` tells which. One shape is compiled for all pictures, but where a
+    picture is smaller than a tile, or a side modulo the stride decides the size of the tile.
+
+    Args:
+        model: a network of `segjax.models`.
+        normalise: what the network was trained with, uint8 -> float32.
+        tile: greatest side of the network's input, in pixels.
+        batch_size: tiles at a time.
+        put: moves a batch of tiles to the device or devices.
+
+    Returns:
+        (variables, uint8 images (B, H, W, C)) -> float32 logits (B, H, W, N), a NumPy array.
+    """
+
+    @jax.jit
+    def forward(variables: Mapping[str, Any], images: jax.Array) -> jax.Array:
+        return model.apply(variables, normalise(images), train=False).logits
+
+    def predict(variables: Mapping[str, Any], images: Any) -> np.ndarray:
+        images = np.asarray(images)
+        plan = tiles.plan(model, images.shape[1:3], tile)
+        return tiles.stitch(
+            lambda batch: forward(variables, put(batch)), images, plan, batch_size=batch_size
+        )
 
     return predict
 
 
 def predict_label(predict: Predict, image: np.ndarray) -> np.ndarray:
     """uint8 picture (H, W, C) -> uint8 label (H, W), the most likely class of each pixel."""
-    return np.asarray(predict(jnp.asarray(image[None]))[0].argmax(-1).astype(jnp.uint8))
+    return np.asarray(predict(image[None])[0].argmax(-1).astype(np.uint8))

@@ -6,6 +6,7 @@ a class whose score has nothing in its divisor is NaN and is left out of means.
 
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -37,8 +38,8 @@ def confusion_matrix(
 
 
 def evaluate(
-    predict: Callable[[jax.Array], jax.Array],
-    batches: Iterable[Mapping[str, jax.Array]],
+    predict: Callable[[Any], Any],
+    batches: Iterable[Mapping[str, Any]],
     *,
     num_classes: int,
     ignore_label: int = 255,

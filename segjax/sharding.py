@@ -7,6 +7,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from segjax.errors import SegjaxError
@@ -81,3 +82,10 @@ def prefetch(batches: Iterable[Any], mesh: Mesh, *, ahead: int = 2) -> Iterator[
         if len(waiting) > ahead:
             yield waiting.popleft()
     yield from waiting
+
+
+def sum_processes(counts: np.ndarray) -> np.ndarray:
+    """The sum over all processes of each one's int64 counts, on every process."""
+    # As bytes: JAX would make int32 of them.
+    everyones = np.asarray(multihost_utils.process_allgather(counts.view(np.uint8)))
+    return everyones.reshape(-1, counts.nbytes).view(np.int64).reshape(-1, *counts.shape).sum(0)

@@ -18,7 +18,7 @@ def dotted(path: Path) -> str:
 
 
 MODULES = {dotted(path): path for path in sorted(PACKAGE.rglob("*.py"))}
-BACKBONES = {"segjax.models.vgg"}
+BACKBONES = {f"segjax.models.{name}" for name in ("alexnet", "googlenet", "vgg", "vit")}
 
 
 def imported(module: str) -> set[str]:
@@ -40,11 +40,21 @@ def allowed(module: str) -> set[str]:
     if module == "segjax":
         return set()
     if module == "segjax.__main__":
-        return everywhere | {"segjax.experiment"}
-    if module == "segjax.experiment":
-        return set(MODULES) - {"segjax.__main__", module}
+        return everywhere | {"segjax.command", "segjax.verbs"}
+    if module in ("segjax.experiment", "segjax.verbs"):
+        return set(MODULES) - {"segjax.__main__", "segjax.experiment", module}
     if module == "segjax.report":
         return everywhere | {"segjax.visualise"}
+    if module == "segjax.inference":
+        return everywhere | {"segjax.tiles"}
+    if module == "segjax.weights.files":
+        return everywhere | {"segjax.download", "segjax.weights.table"}
+    if module == "segjax.weights":
+        return {name for name in MODULES if name.startswith("segjax.weights.")}
+    if module.startswith("segjax.weights.") and module != "segjax.weights.table":
+        networks = {name for name in MODULES if name.startswith("segjax.models")}
+        layouts = {name for name in MODULES if name.startswith("segjax.weights.")}
+        return everywhere | layouts | networks
     if module == "segjax.models":
         return {name for name in MODULES if name.startswith("segjax.models.")}
     if module.startswith("segjax.models.") and module != "segjax.models.layers":

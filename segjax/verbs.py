@@ -1,0 +1,224 @@
+"""What can be done with a run folder alone: evaluate it, predict with it."""
+
+import dataclasses
+import json
+import math
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import rich
+import tyro
+from jax.sharding import Mesh
+from PIL import Image
+
+from segjax import inference, metrics, report, sharding, tiles, visualise
+from segjax.checkpoint import Checkpoints
+from segjax.data import pipeline
+from segjax.data.folder import read_picture
+from segjax.errors import SegjaxError
+from segjax.run import Run, write_whole
+
+Which = Literal["best", "newest"]
+SHEET_ROWS = 6  # pictures on a preview sheet
+
+
+@tyro.conf.configure(tyro.conf.PositionalRequiredArgs)
+def evaluate(
+    run: Path,
+    *,
+    data: Path | None = None,
+    batch_size: int | None = None,
+    checkpoint: Which = "best",
+    tile: int | None = None,
+) -> dict[str, float]:
+    """Score a run on its held-out data; write scores, curves and pictures to its report folder.
+
+    Args:
+        run: The run folder.
+        data: Where the data lies now, if it has moved.
+        batch_size: Pictures (with --tile, tiles) at a time; the scores do not depend on it.
+        checkpoint: Which checkpoint.
+        tile: Compute by tiles of at most so many pixels a side, for pictures that are too large.
+
+    Returns:
+        The overall scores by name.
+
+    Raises:
+        SegjaxError: there is no such run, or its data cannot be read.
+    """
+    stored = Run(run)
+    source = stored.rebuild("source")
+    if data is not None:
+        if not hasattr(source, "root"):
+            raise SegjaxError(f"{run}: its data is not read from a folder; drop --data.")
+        source = dataclasses.replace(source, root=data)
+    batch_size, canvas = batch_size or stored.fields["batch_size"], stored.fields["canvas"]
+    mesh = sharding.make_mesh(jax.local_devices() if tile else None)
+    sharding.check_batch_size(mesh, batch_size)
+    step, predict, variables = load(stored, checkpoint, tile=tile, batch_size=batch_size)
+    on_mesh = partial(predict, jax.device_put(variables, sharding.replicated(mesh)))
+    if tile:
+        print(tiles.plan(stored.rebuild("model"), canvas, tile))
+        confusion = confusion_by_tiles(on_mesh, source, canvas=canvas)
+    else:
+        confusion = confusion_of(on_mesh, source, mesh, batch_size=batch_size, canvas=canvas)
+    if jax.process_index() == 0:
+        # Alone, without the other processes of a cluster.
+        alone = on_mesh if tile else partial(predict, jax.device_put(variables))
+        _write_report(run, source, alone, step, confusion)
+    return metrics.summary(confusion)
+
+
+@tyro.conf.configure(tyro.conf.PositionalRequiredArgs)
+def predict(
+    run: Path,
+    images: tyro.conf.Positional[tuple[Path, ...]],
+    *,
+    out: Path | None = None,
+    checkpoint: Which = "best",
+    tile: int | None = None,
+) -> None:
+    """Write label PNGs and overlays of pictures of any size.
+
+    Args:
+        run: The run folder.
+        images: Picture files.
+        out: Where to write; by default `predictions` in the run folder.
+        checkpoint: Which checkpoint.
+        tile: Compute by tiles of at most so many pixels a side, for pictures that are too large.
+
+    Raises:
+        SegjaxError: pictures that cannot be read, after all others are done.
+    """
+    stored = Run(run)
+    out = out or run / "predictions"
+    stems = [path.stem for path in images]
+    if twins := sorted({stem for stem in stems if stems.count(stem) > 1}):
+        raise SegjaxError(
+            f"Several pictures would be written to {out / twins[0]}.png; predict them into "
+            "different folders with --out."
+        )
+    if not images:
+        raise SegjaxError("No picture was named; give one or more files.")
+    tiles_at_a_time = jax.local_device_count()
+    _, logits, variables = load(stored, checkpoint, tile=tile, batch_size=tiles_at_a_time)
+    logits = partial(logits, jax.device_put(variables))
+    palette = stored.rebuild("palette")
+    out.mkdir(parents=True, exist_ok=True)
+    unread = []
+    for path in images:
+        try:
+            image = read_picture(path, stored.fields["channels"])
+        except SegjaxError as error:
+            unread.append(str(error))
+            continue
+        if tile:
+            print(tiles.plan(stored.rebuild("model"), image.shape[:2], tile))
+        label = inference.predict_label(logits, image)
+        visualise.save_mask(out / f"{path.stem}.png", label, palette)
+        _save(visualise.overlay(image, label, palette), out / f"{path.stem}_overlay.png")
+        print(f"{out / path.stem}.png  {path.stem}_overlay.png")
+    if unread:
+        done = len(images) - len(unread)
+        raise SegjaxError("\n".join([*unread, f"The other {done} of {len(images)} are done."]))
+
+
+def load(
+    run: Run, checkpoint: Which, *, tile: int | None = None, batch_size: int = 1
+) -> tuple[int, Callable[..., Any], Any]:
+    """The step of a checkpoint, the run's `make_predict`, and the variables (NumPy) it takes.
+
+    With `tile` it computes so many tiles at a time on this process's devices.
+    """
+    model: Any = run.rebuild("model")
+    images = jnp.zeros((1, *run.fields["crop"], run.fields["channels"]))
+    like = jax.eval_shape(lambda: model.init(jax.random.key(0), images))
+    with Checkpoints(run.folder / "checkpoints") as checkpoints:
+        step = checkpoints.best if checkpoint == "best" else checkpoints.newest
+        if step is None:
+            raise SegjaxError(f"{run.folder}: no checkpoint yet. Train it first.")
+        variables = checkpoints.restore(dict(like), step=step)
+    normalise = run.rebuild("normalise")
+    if not tile:
+        return step, inference.make_predict(model, normalise=normalise), variables
+    put = partial(sharding.put, mesh=sharding.make_mesh(jax.local_devices()))
+    predict = inference.make_tiled_predict(
+        model, normalise=normalise, tile=tile, batch_size=batch_size, put=put
+    )
+    return step, predict, variables
+
+
+def confusion_of(
+    predict: inference.Predict,
+    source: pipeline.Source,
+    mesh: Mesh,
+    *,
+    batch_size: int,
+    canvas: tuple[int, int],
+) -> np.ndarray:
+    """The confusion matrix of a source, each process reading its share."""
+    batches = pipeline.evaluation_batches(
+        source,
+        batch_size=batch_size,
+        canvas=canvas,
+        process=jax.process_index(),
+        processes=jax.process_count(),
+    )
+    on_devices = sharding.prefetch(batches, mesh)
+    return metrics.evaluate(predict, on_devices, num_classes=len(source.classes))
+
+
+def confusion_by_tiles(
+    predict: inference.Predict, source: pipeline.Source, *, canvas: tuple[int, int]
+) -> np.ndarray:
+    """The confusion matrix of a source, each process computing its share by itself."""
+    batches = pipeline.evaluation_batches(
+        source,
+        batch_size=jax.process_count(),
+        canvas=canvas,
+        process=jax.process_index(),
+        processes=jax.process_count(),
+    )
+    share = metrics.evaluate(predict, batches, num_classes=len(source.classes))
+    return sharding.sum_processes(share)
+
+
+def _write_report(
+    folder: Path,
+    source: pipeline.Source,
+    predict: inference.Predict,
+    step: int,
+    confusion: np.ndarray,
+) -> None:
+    """Print the scores; write them, the curves, a preview sheet and overlays to `report`."""
+    classes, palette, where = source.classes, source.palette, folder / "report"
+    (where / "overlays").mkdir(parents=True, exist_ok=True)
+    overall, per_class = metrics.summary(confusion), metrics.per_class(confusion)
+    rich.print(report.score_table(classes, per_class, overall))
+    write_whole(where / "scores.md", report.scores_markdown(classes, per_class, overall))
+    finite = {name: None if math.isnan(value) else value for name, value in overall.items()}
+    scores = {"step": step, **finite, "classes": classes, "confusion": confusion.tolist()}
+    write_whole(where / "scores.json", json.dumps(scores))
+    if told := report.read_metrics(folder / "metrics.jsonl"):
+        report.plot_curves(told, where / "curves.png")
+
+    rows = []
+    for i in np.linspace(0, len(source) - 1, min(SHEET_ROWS, len(source))).astype(int).tolist():
+        example = source[i]
+        image, label = example["image"], inference.predict_label(predict, example["image"])
+        rows.append((image, example["label"], label))
+        _save(visualise.overlay(image, label, palette), where / f"overlays/{example['id']}.png")
+    visualise.preview_sheet(rows, classes, palette).save(where / "preview.png")
+    print(
+        f"Checkpoint of step {step}, {len(source)} pictures. Look at {where / 'preview.png'}, "
+        "and beside it curves.png, overlays/, scores.md and scores.json."
+    )
+
+
+def _save(pixels: np.ndarray, path: Path) -> None:
+    Image.fromarray(pixels).save(path)
