@@ -4,9 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import jax
-import optax
 
-from segjax import optimizers
 from segjax.data.augment import random_flip, random_scale_crop
 from segjax.data.folder import Folder
 from segjax.experiment import Recipe, Split, main
@@ -34,8 +32,6 @@ class UNetISBI(Recipe):
     """Slices held out, the last ones."""
     widths: tuple[int, ...] = (16, 32, 64, 128)
     """Channels of the U-Net's levels."""
-    learning_rate: float = 1e-3
-    """At its highest, after the warm-up."""
     scale: tuple[float, float] = (0.8, 1.25)
     """Least and greatest factor of resizing in training."""
 
@@ -51,12 +47,6 @@ class UNetISBI(Recipe):
             values=((255, 1),),
             channels=self.channels,
         )
-
-    def schedule(self) -> optimizers.Schedule:
-        return optimizers.cosine(self.learning_rate, steps=self.steps, warmup=self.steps // 20)
-
-    def optimizer(self) -> optax.GradientTransformation:
-        return optimizers.adamw(weight_decay=1e-3)
 
     def augment(
         self, key: jax.Array, image: jax.Array, label: jax.Array

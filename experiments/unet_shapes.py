@@ -3,9 +3,7 @@
 from dataclasses import dataclass
 
 import jax
-import optax
 
-from segjax import optimizers
 from segjax.data.augment import random_flip
 from segjax.data.shapes import CLASSES, Shapes
 from segjax.experiment import Recipe, Split, main
@@ -27,7 +25,6 @@ class UNetShapes(Recipe):
     widths: tuple[int, ...] = (16, 32, 64, 128)
     """Channels of the U-Net's levels."""
     learning_rate: float = 5e-3
-    """At its highest, after the warm-up."""
     pictures: int = 10_000
     """Pictures to train on."""
     held_out: int = 200
@@ -40,12 +37,6 @@ class UNetShapes(Recipe):
         if split == "train":
             return Shapes(self.pictures, size=self.canvas, seed=2 * self.seed)
         return Shapes(self.held_out, size=self.canvas, seed=2 * self.seed + 1)
-
-    def schedule(self) -> optimizers.Schedule:
-        return optimizers.cosine(self.learning_rate, steps=self.steps, warmup=self.steps // 20)
-
-    def optimizer(self) -> optax.GradientTransformation:
-        return optimizers.adamw(weight_decay=1e-3)
 
     def augment(
         self, key: jax.Array, image: jax.Array, label: jax.Array
