@@ -15,12 +15,14 @@ import rich
 import tyro
 from jax.sharding import Mesh
 from PIL import Image
+from rich.table import Table
 
 from segjax import inference, metrics, report, sharding, tiles, visualise
 from segjax.checkpoint import Checkpoints
 from segjax.data import pipeline
 from segjax.data.folder import read_picture
 from segjax.errors import SegjaxError
+from segjax.models.variants import VARIANTS
 from segjax.run import Run, write_whole
 
 Which = Literal["best", "newest"]
@@ -222,3 +224,36 @@ def _write_report(
 
 def _save(pixels: np.ndarray, path: Path) -> None:
     Image.fromarray(pixels).save(path)
+
+
+def models() -> None:
+    """Print the networks by the names of their papers: parameters, FLOPs, stride and halo.
+
+    FLOPs are of one prediction at the stated size, two for each multiplication and addition;
+    auxiliary heads are no part of it, but their parameters are counted.
+    """
+    table = Table()
+    table.add_column("network")
+    for name in ("classes", "input", "parameters", "GFLOPs", "stride", "halo"):
+        table.add_column(name, justify="right")
+    for name, (network, side, channels) in VARIANTS.items():
+        images = jax.ShapeDtypeStruct((1, side, side, channels), jnp.float32)
+        variables = jax.eval_shape(network.init, jax.random.key(0), images)
+        table.add_row(
+            name,
+            str(network.num_classes),
+            f"{side}×{side}×{channels}",
+            f"{sum(leaf.size for leaf in jax.tree.leaves(variables['params'])):,}",
+            f"{_flops(network, variables, images) / 1e9:,.1f}",
+            str(network.geometry.stride),
+            str(network.geometry.halo or "all"),
+        )
+    rich.print(table)
+
+
+def _flops(network: Any, variables: Any, images: jax.ShapeDtypeStruct) -> float:
+    """Of a prediction, as it stands before compilation."""
+    if hasattr(network, "scan"):
+        network = network.clone(scan=False)  # XLA counts the body of a loop once
+    logits = jax.jit(lambda variables, images: network.apply(variables, images).logits)
+    return float(logits.lower(variables, images).cost_analysis()["flops"])

@@ -55,7 +55,7 @@ def allowed(module: str) -> set[str]:
         networks = {name for name in MODULES if name.startswith("segjax.models")}
         layouts = {name for name in MODULES if name.startswith("segjax.weights.")}
         return everywhere | layouts | networks
-    if module == "segjax.models":
+    if module in ("segjax.models", "segjax.models.variants"):
         return {name for name in MODULES if name.startswith("segjax.models.")}
     if module.startswith("segjax.models.") and module != "segjax.models.layers":
         backbones = set() if module in BACKBONES else BACKBONES
