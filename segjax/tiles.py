@@ -97,13 +97,13 @@ def _exact(geometry: Any, size: int, tile: int) -> Axis:
     whole = geometry.fit(size)
     pad = (before, whole - size - before)
 
-    # What lies further inside than this is exact, in whole strides from the tile's start. Valid
-    # convolutions see no border: all that they give is exact.
-    inset = 0 if margin > 0 else -(-geometry.context // stride) * stride
+    # Exact are the cells, in whole strides from the tile's start, that see nothing beyond it: of
+    # valid convolutions all that they give.
+    left, right = geometry.context
+    inset = -(-max(left - before, 0) // stride) * stride
 
     def keeps(side: int) -> tuple[int, int]:
-        beyond = 2 * margin if margin > 0 else geometry.context
-        return inset, (side - beyond) // stride * stride
+        return inset, (side - before - right) // stride * stride
 
     # The last tile starts a multiple of the stride before the end of the padded picture.
     unit = math.lcm(step, stride)
@@ -116,7 +116,7 @@ def _exact(geometry: Any, size: int, tile: int) -> Axis:
     if side < least:
         raise SegjaxError(
             f"A tile of {tile} pixels is too small: the network's output depends on "
-            f"{geometry.context} pixels around it, and nothing would be left. Take "
+            f"{max(left, right)} pixels around it, and nothing would be left. Take "
             f"{min(least, whole)} or more for a side of {size} pixels."
         )
     first, last = keeps(side)

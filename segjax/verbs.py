@@ -256,4 +256,5 @@ def _flops(network: Any, variables: Any, images: jax.ShapeDtypeStruct) -> float:
     if hasattr(network, "scan"):
         network = network.clone(scan=False)  # XLA counts the body of a loop once
     logits = jax.jit(lambda variables, images: network.apply(variables, images).logits)
-    return float(logits.lower(variables, images).cost_analysis()["flops"])
+    found: Any = logits.lower(variables, images).cost_analysis()
+    return float(found["flops"])

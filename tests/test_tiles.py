@@ -12,13 +12,15 @@ from hypothesis import strategies as st
 
 from segjax import tiles
 from segjax.errors import SegjaxError
-from segjax.models import FCN, Geometry, UNet
+from segjax.models import FCN, Geometry, UNet, UNetPlusPlus
 
 CLASSES = 2
 SMALL_FCN = partial(FCN, CLASSES, widths=(2, 2, 2, 2, 2), classifier_width=2)
 NETWORKS = {
     "U-Net": UNet(CLASSES, widths=(2, 3, 4)),
     "U-Net of valid convolutions": UNet(CLASSES, widths=(2, 2, 3, 3), padding="valid", norm="none"),
+    "U-Net of full convolutions": UNet(CLASSES, widths=(2, 3, 4), padding="full", up="bilinear"),
+    "U-Net++": UNetPlusPlus(CLASSES, widths=(2, 3, 4)),
     "FCN-8s": SMALL_FCN(),
     "FCN-16s, same": SMALL_FCN(stride=16, padding="same"),
 }
@@ -48,11 +50,11 @@ def forward(name):
 def whole(name, images):
     """The logits of the mirrored picture, cropped."""
     geometry = NETWORKS[name].geometry
-    margin = geometry.margin
+    margin, ahead = max(geometry.margin, 0), max(-geometry.margin, 0)
     _, height, width, _ = images.shape
     pads = [(margin, geometry.fit(side) - side - margin) for side in (height, width)]
     padded = np.pad(images, ((0, 0), *pads, (0, 0)), mode="reflect")
-    return np.asarray(forward(name)(padded))[:, :height, :width]
+    return np.asarray(forward(name)(padded))[:, ahead : ahead + height, ahead : ahead + width]
 
 
 def pictures(*shape, seed=0):
@@ -86,7 +88,7 @@ def test_stitched_is_whole(name, data):
 
 @pytest.mark.parametrize(
     "name, tile, wrong",
-    [("U-Net", 56, {"context": 14}), ("U-Net of valid convolutions", 108, {"stride": 1})],
+    [("U-Net", 56, {"context": (14, 14)}), ("U-Net of valid convolutions", 108, {"stride": 1, "context": (44, 44)})],
 )
 def test_a_smaller_context_or_an_unaligned_tile_is_not_exact(name, tile, wrong):
     geometry, images = NETWORKS[name].geometry, pictures(1, 130, 130, 1)

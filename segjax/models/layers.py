@@ -39,8 +39,8 @@ class Geometry(NamedTuple):
         from its borders. Tiles lie at multiples of it.
     halo: how many pixels away, to any side, the farthest input pixel lies that an output pixel
         depends on; None where that is the whole picture.
-    context: how many pixels around a stride×stride cell of output pixels, itself at multiples of
-        stride, the cell depends on: less than the halo, for its pixels share what they see.
+    context: how many pixels before and after a stride×stride cell of output pixels, itself at
+        multiples of stride, the cell depends on: less than the halo, for its pixels share much.
     margin: rows and columns lost at each border: n pixels give n - 2 margin.
     """
 
@@ -48,19 +48,19 @@ class Geometry(NamedTuple):
     minimum: int
     stride: int
     halo: int | None
-    context: int | None
+    context: tuple[int, int] | None
     margin: int = 0
 
     def fit(self, size: int) -> int:
-        """The smallest input side whose output covers `size` pixels."""
-        beyond = max(size + 2 * self.margin - self.minimum, 0)
+        """The smallest input side that covers `size` pixels, as does its output."""
+        beyond = max(size + 2 * max(self.margin, 0) - self.minimum, 0)
         return self.minimum + -(-beyond // self.step) * self.step
 
     def check(self, height: int, width: int) -> None:
         """Raise SegjaxError where a side is not one that the network takes, naming the nearest."""
 
         def nearest(side: int) -> list[int]:
-            above = self.fit(side - 2 * self.margin)
+            above = self.fit(side - 2 * max(self.margin, 0))
             below = above - self.step
             return [side] if above == side else [n for n in (below, above) if n >= self.minimum]
 
@@ -91,13 +91,13 @@ def deconv_span(out: Span, kernel: int, *, stride: int, pad: int = 0) -> Span:
     return -((kernel - 1 - pad - out[0]) // stride), (out[1] + pad) // stride
 
 
-def find_reach(needs: Callable[[Span], Span], stride: int) -> tuple[int, int]:
+def find_reach(needs: Callable[[Span], Span], stride: int) -> tuple[int, tuple[int, int]]:
     """Halo and context of a network that tells which input pixels its output pixels need."""
     pixels = range(stride)
     spans = [needs((pixel, pixel)) for pixel in pixels]
     halo = max(max(p - first, last - p) for p, (first, last) in zip(pixels, spans, strict=True))
-    context = max(max(-first, last - stride + 1) for first, last in spans)
-    return halo, context
+    before, after = max(-first for first, _ in spans), max(last - stride + 1 for _, last in spans)
+    return halo, (before, after)
 
 
 def max_pool(x: jax.Array, *, ceil: bool = False) -> jax.Array:

@@ -16,7 +16,7 @@ class Variant(NamedTuple):
     channels: int = 3
 
 
-_BASE = {"depth": 12, "width": 768, "heads": 12, "grid": (32, 32)}
+_BASE: dict[str, Any] = {"depth": 12, "width": 768, "heads": 12, "grid": (32, 32)}
 
 VARIANTS: dict[str, Variant] = {
     "FCN-32s": Variant(FCN(21, stride=32), 500),

@@ -150,8 +150,8 @@ def test_scan_and_remat_reach_the_encoder_and_change_nothing(model):
     )
 
 
-@each
-def test_unused_auxiliary_heads_cost_nothing_under_jit(model):
+def test_unused_auxiliary_heads_cost_nothing_under_jit():
+    model = MODELS["pup"]
     images = jax.ShapeDtypeStruct((1, 8, 12, 3), jnp.float32)
 
     def flops(f):

@@ -251,7 +251,7 @@ def tensors_of(net):
     return {name: tensor.numpy() for name, tensor in net.state_dict().items()}
 
 
-@pytest.mark.parametrize("height, width", [(12, 12), (8, 20), (4, 28)])
+@pytest.mark.parametrize("height, width", [(12, 12), (4, 28)])
 def test_hugging_face(hugging_face_vit, height, width):
     torch, model = pytest.importorskip("torch"), Small(epsilon=1e-12)
     images = normal(2, height, width, 3)
