@@ -167,7 +167,7 @@ def _begin(recipe: Recipe, state: State) -> State:
     placed = jax.tree.map(
         lambda old, new: jax.device_put(np.asarray(new, old.dtype), old.sharding),
         state.variables,
-        variables,
+        state.variables | dict(variables),  # a network without statistics has no part for them
     )
     return state.replace(**placed)
 

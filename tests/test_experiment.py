@@ -154,6 +154,34 @@ def test_every_recipe_trains_evaluates_and_predicts(script, folder, isbi, nuclei
     assert (tmp_path / "tiled/odd.png").read_bytes() == (tmp_path / "out/odd.png").read_bytes()
 
 
+def test_a_stage_starts_from_the_run_before_it(folder, tmp_path, capsys):
+    """FCN-16s from 32s: all of its weights, and a score of pool4 that starts at zero."""
+    data = ("--data", folder, "--batch-size", 8)
+
+    def stage(stride, *more):
+        arguments = small("fcn8s_camvid", *data, "--stride", stride, "--steps", 1, *more)
+        run("fcn8s_camvid", "train", "--run", tmp_path / str(stride), *arguments)
+        return state_of(tmp_path / str(stride))[1]["params"]
+
+    first = stage(32)
+    # At a learning rate of 0 what is saved is what it began with.
+    second = stage(16, "--start-from", tmp_path / "32", "--learning-rate", 0)
+    told = " ".join(capsys.readouterr().out.split())
+    assert "step 1: 32 of 34 arrays; at first values: params/score_pool4/bias" in told
+    score = second.pop("score_pool4")
+    assert not score["kernel"].any()
+    jax.tree.map(np.testing.assert_array_equal, second, first)
+
+
+def test_a_run_of_another_network_is_no_start(folder, tmp_path, capsys):
+    run("unet_shapes", "train", "--run", tmp_path / "unet", *small("unet_shapes", "--steps", 1))
+    arguments = small("fcn8s_camvid", "--data", folder, "--start-from", tmp_path / "unet")
+    told = run(
+        "fcn8s_camvid", "train", "--run", tmp_path / "x", *arguments, fails=True, capsys=capsys
+    )
+    assert "has no array of this network's names and shapes" in told
+
+
 def test_compute_in_bfloat16(tmp_path):
     home = tmp_path / "run"
     run("unet_shapes", "train", "--run", home, *small("unet_shapes", "--compute", "bfloat16"))

@@ -88,7 +88,10 @@ def test_stitched_is_whole(name, data):
 
 @pytest.mark.parametrize(
     "name, tile, wrong",
-    [("U-Net", 56, {"context": (14, 14)}), ("U-Net of valid convolutions", 108, {"stride": 1, "context": (44, 44)})],
+    [
+        ("U-Net", 56, {"context": (14, 14)}),
+        ("U-Net of valid convolutions", 108, {"stride": 1, "context": (44, 44)}),
+    ],
 )
 def test_a_smaller_context_or_an_unaligned_tile_is_not_exact(name, tile, wrong):
     geometry, images = NETWORKS[name].geometry, pictures(1, 130, 130, 1)
