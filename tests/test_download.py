@@ -1,6 +1,5 @@
 """Downloads from a server on this machine: whole, broken off, gone on with, or another file."""
 
-import errno
 import hashlib
 import threading
 from http.server import BaseHTTPRequestHandler, HTTPServer
@@ -8,8 +7,7 @@ from http.server import BaseHTTPRequestHandler, HTTPServer
 import numpy as np
 import pytest
 
-from segjax import download
-from segjax.download import fetch
+from segjax.download import fetch, missing, verify
 from segjax.errors import SegjaxError
 
 DATA = np.random.default_rng(0).bytes(3_000_000)
@@ -29,7 +27,7 @@ class Handler(BaseHTTPRequestHandler):
     def do_GET(self):
         asked = self.headers.get("Range")
         self.server.ranges.append(asked)
-        if self.server.status or self.path != "/folder/weights.npz?raw=1":
+        if self.server.status or not self.path.startswith("/folder/weights.npz?raw=1"):
             self.send_error(self.server.status or 404)
             return
         start = int(asked[len("bytes=") : -1]) if asked and self.server.knows_ranges else 0
@@ -96,7 +94,9 @@ def test_a_whole_partial_file_is_taken(server, tmp_path):
 
 
 def test_another_file_is_thrown_away(server, tmp_path):
-    with pytest.raises(SegjaxError, match=f"SHA-256 {SHA256}, expected {'0' * 64}"):
+    with pytest.raises(
+        SegjaxError, match=f"sha256 {SHA256} of 3,000,000 bytes, expected {'0' * 64}"
+    ):
         get(server, tmp_path, sha256="0" * 64)
     assert list(tmp_path.iterdir()) == []
 
@@ -110,19 +110,58 @@ def test_only_what_may_pass_is_tried_again(server, tmp_path, status, asked):
 
 
 def test_no_server(tmp_path):
-    with pytest.raises(SegjaxError, match=r"http://localhost:1/x: cannot be downloaded"):
+    with pytest.raises(
+        SegjaxError, match=r"x cannot be downloaded .*http://localhost:1/x: .*refused"
+    ):
         fetch("http://localhost:1/x", tmp_path, sha256=SHA256, wait=0.01)
 
 
-def test_full_disk(server, tmp_path, monkeypatch):
-    def full(*_):
-        raise OSError(errno.ENOSPC, "No space left on device")
-
-    monkeypatch.setattr(download, "_transfer", full)
+def test_full_disk(server, tmp_path):
+    partial = tmp_path / f"{SHA256[:12]}-weights.npz.partial"
+    partial.symlink_to("/dev/full")  # a device on which nothing has room
     with pytest.raises(SegjaxError, match="No space left on device"):
         get(server, tmp_path)
+    assert len(server.ranges) == 1  # another mirror or attempt would not help
+
+
+def test_mirrors_take_turns_and_go_on_with_what_the_one_before_sent(server, tmp_path):
+    server.breaks_after = [1_000_000]
+    mirrors = ["http://localhost:1/weights.npz", server.url, server.url + "&mirror"]
+    path = fetch(mirrors, tmp_path, sha256=SHA256, wait=0.01)
+    assert path.read_bytes() == DATA
+    assert server.ranges == [None, "bytes=1000000-"]
+
+
+def test_of_what_came_from_two_the_start_may_be_wrong(server, tmp_path):
+    (tmp_path / f"{SHA256[:12]}-weights.npz.partial").write_bytes(b"another file's start")
+    assert get(server, tmp_path).read_bytes() == DATA
+    assert server.ranges == ["bytes=20-", None]
+
+
+def test_md5(server, tmp_path):
+    md5 = hashlib.md5(DATA).hexdigest()
+    path = fetch(server.url, tmp_path, md5=md5)
+    assert path.name == f"{md5[:12]}-weights.npz" and path.read_bytes() == DATA
+    verify(path, md5=md5)
+    with pytest.raises(SegjaxError, match=f"{path.name} is not the file .*md5 {md5} of 3,000,000"):
+        verify(path, md5="0" * 32)
+
+
+def test_missing(server, tmp_path):
+    def bytes_missing():
+        return missing(server.url, tmp_path, size=len(DATA), sha256=SHA256)
+
+    assert bytes_missing() == 3_000_000
+    server.breaks_after = [700_000]
+    with pytest.raises(SegjaxError):
+        get(server, tmp_path, attempts=1)
+    assert bytes_missing() == 2_300_000
+    get(server, tmp_path)
+    assert bytes_missing() == 0
 
 
 def test_no_checksum(tmp_path):
-    with pytest.raises(SegjaxError, match="'abc' is no SHA-256"):
+    with pytest.raises(SegjaxError, match="'abc' is no sha256"):
         fetch("http://localhost:1/x", tmp_path, sha256="abc")
+    with pytest.raises(SegjaxError, match="'' is no md5: expected 32"):
+        fetch("http://localhost:1/x", tmp_path)
