@@ -1,0 +1,335 @@
+"""Every kind of broken input is told by a message of its own, and skipped only when asked."""
+
+import zlib
+
+import numpy as np
+import pytest
+import tifffile
+from PIL import Image
+
+from segjax.data.folder import Folder
+from segjax.data.labels import voc_palette
+from segjax.errors import SegjaxError
+
+CLASSES = ("background", "cat", "dog")
+GREY = np.arange(24, dtype=np.uint8).reshape(4, 6) * 10
+RGB = np.stack([GREY, 255 - GREY, GREY // 2], -1)
+RGBA = np.concatenate([RGB, GREY[..., None]], -1)
+LABEL = np.array([[0, 1, 2, 255, 0], [2, 2, 1, 0, 255]], np.uint8)
+FLOAT = np.linspace(0, 1, 10, dtype=np.float32).reshape(2, 5)
+
+
+def save(path, pixels, **options):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    image = pixels if isinstance(pixels, Image.Image) else Image.fromarray(pixels)
+    image.save(path, **options)
+    return path
+
+
+def add_pair(root, stem, subfolder="."):
+    save(root / "images" / subfolder / f"{stem}.png", np.zeros((2, 5, 3), np.uint8))
+    save(root / "masks" / subfolder / f"{stem}.png", LABEL)
+
+
+def folder(root, /, **changes):
+    return Folder(**{"root": root, "classes": CLASSES, "palette": voc_palette(3)} | changes)
+
+
+# What is done to a good folder of a.png and b.png, what is asked, what the error tells
+
+
+def write_list(text):
+    return lambda root: (root / "train.txt").write_text(text)
+
+
+def remove(*names):
+    return lambda root: [(root / name).unlink() for name in names]
+
+
+def store(name, pixels, **options):
+    return lambda root: save(root / name, pixels, **options)
+
+
+def truncate(root):
+    path = save(
+        root / "images" / "c.jpg", np.random.default_rng(0).integers(0, 255, (64, 64, 3), np.uint8)
+    )
+    path.write_bytes(path.read_bytes()[:2000])
+
+
+def both_splits(root):
+    add_pair(root, "c", "train")
+    write_list("a")(root)
+
+
+def only_pictures_in_split(root):
+    save(root / "images" / "train" / "c.png", RGB)
+
+
+def add_pictures(count):
+    return lambda root: [save(root / "images" / f"x{i}.png", RGB) for i in range(count)]
+
+
+def replace(name, pixels):
+    """A TIFF instead of the PNG."""
+
+    def spoil(root):
+        (root / f"{name}.png").unlink()
+        options = {"planarconfig": "contig"} if pixels.ndim == 3 else {}
+        tifffile.imwrite(root / f"{name}.tif", pixels, photometric="minisblack", **options)
+
+    return spoil
+
+
+def cut(path):
+    path.write_bytes(path.read_bytes()[:-9])
+
+
+def write_deep_png(path):
+    """A PNG of 16 bits a channel, which Pillow does not write: 2×1 pixels."""
+    header = (2).to_bytes(4) + (1).to_bytes(4) + bytes([16, 2, 0, 0, 0])
+    chunks = ((b"IHDR", header), (b"IDAT", zlib.compress(bytes(13))), (b"IEND", b""))
+    path.write_bytes(
+        b"\x89PNG\r\n\x1a\n"
+        + b"".join(
+            len(data).to_bytes(4) + name + data + zlib.crc32(name + data).to_bytes(4)
+            for name, data in chunks
+        )
+    )
+
+
+def nothing(root):
+    pass
+
+
+MISTAKES = {
+    "no root": (nothing, {"root": "nowhere"}, r"nowhere: no such folder.*correct `root`"),
+    "no masks": (nothing, {"masks": "gt"}, r"gt: no such folder.*in gt/.*`masks`"),
+    "no pictures": (
+        remove("images/a.png", "images/b.png"),
+        {},
+        r"images: no pictures in this folder\. There are no splits",
+    ),
+    "no pictures but splits": (
+        lambda root: (both_splits(root), remove("images/a.png", "images/b.png")(root)),
+        {},
+        r"no pictures.*Choose split= .*images \(train\).* \(train\)",
+    ),
+    "pictures alone": (
+        add_pictures(7),
+        {},
+        r"images: 7 of 9 pictures have no mask .*masks: x0.png, .*x4.png and 2 more\. Add",
+    ),
+    "masks alone": (
+        remove("images/b.png"),
+        {},
+        r"masks: 1 of 2 masks have no picture .*images: b.png\. Add",
+    ),
+    "one stem twice": (
+        store("images/a.jpg", RGB),
+        {},
+        r"images.a.jpg and .*images.a.png have one stem, 'a'.*Rename",
+    ),
+    "sizes": (
+        store("images/a.png", RGB),
+        {},
+        r"a.png is 6 × 4 .*its mask .*a.png is 5 × 2.*nearest",
+    ),
+    "truncated": (
+        lambda root: (truncate(root), store("masks/c.png", LABEL)(root)),
+        {},
+        r"c.jpg: cannot be read as a picture: .*truncated.*Get the file again",
+    ),
+    "no picture": (
+        lambda root: (root / "images" / "a.png").write_text("text"),
+        {},
+        r"a.png: not a picture that Pillow can open\. Convert it",
+    ),
+    "empty file": (
+        lambda root: (root / "masks" / "b.png").write_bytes(b""),
+        {},
+        r"masks.b.png: not a picture that Pillow can open",
+    ),
+    "float picture": (
+        replace("images/a", LABEL.astype(np.float32)),
+        {},
+        r"a.tif: a float picture \(values 0.0 to 255.0\).*`ranges`",
+    ),
+    "32-bit picture": (
+        replace("images/a", LABEL.astype(np.int32) * 1000),
+        {},
+        r"a.tif: integers from 0 to 255000, .*`ranges`",
+    ),
+    "many channels without ranges": (
+        replace("images/a", np.zeros((2, 5, 7), np.uint16)),
+        {},
+        r"a.tif: not a picture that Pillow can open.*many channels, state `ranges`",
+    ),
+    "other channels than stated": (
+        replace("images/a", np.zeros((2, 5, 7), np.uint16)),
+        {"channels": 4, "ranges": ((0, 1),)},
+        r"a.tif: holds uint16 of shape .*expected numbers of \(H, W, 4\) or \(4, H, W\)",
+    ),
+    "outside the ranges": (
+        replace("images/a", np.stack([FLOAT, 2 * FLOAT], -1)),
+        {"channels": 2, "ranges": ((0, 1),)},
+        r"a.tif: channel 1 holds values from 0.0 to 2.0, outside .* 0 to 1.*nothing is clipped",
+    ),
+    "below the ranges": (
+        replace("images/a", np.stack([FLOAT - 1, FLOAT], -1)),
+        {"channels": 2, "ranges": ((0, 1),)},
+        r"a.tif: channel 0 holds values from -1.0 to 0.0, outside",
+    ),
+    "NaN": (
+        replace("images/a", np.where(FLOAT > 0.5, np.nan, FLOAT)),
+        {"channels": 1, "ranges": ((0, 1),)},
+        r"a.tif: 5 of its values are NaN.*label 255",
+    ),
+    "infinite": (
+        replace("images/a", np.where(FLOAT > 0.5, np.inf, FLOAT)),
+        {"channels": 1, "ranges": ((0, 1),)},
+        r"a.tif: channel 0 holds values from 0.0 to inf",
+    ),
+    "truncated TIFF": (
+        lambda root: (replace("images/a", FLOAT)(root), cut(root / "images" / "a.tif")),
+        {"channels": 1, "ranges": ((0, 1),)},
+        r"a.tif: cannot be read as a picture",
+    ),
+    "palette by ranges": (
+        store("images/a.png", Image.fromarray(LABEL).convert("P")),
+        {"channels": 1, "ranges": ((0, 1),)},
+        r"a.png: of this picture \(mode P, P\) Pillow does not give the samples as stored",
+    ),
+    "16-bit RGB by ranges": (
+        lambda root: write_deep_png(root / "images" / "a.png"),
+        {"ranges": ((0, 65535),)},
+        r"a.png: of this picture \(mode RGB, RGB;16B\) Pillow does not give",
+    ),
+    "colour instances": (
+        store("masks/a.png", RGB[:2, :5]),
+        {"classes": ("no", "yes"), "palette": voc_palette(2), "instances": True},
+        r"masks.a.png: a colour picture",
+    ),
+    "stack and split": (
+        store("volume.tif", GREY),
+        {"images": "volume.tif", "split": "train"},
+        r"split='train': .*volume.tif is one file",
+    ),
+    "stack without labels": (
+        store("volume.tif", GREY),
+        {"images": "volume.tif", "masks": "labels.tif"},
+        r"labels.tif: cannot be read as a picture: .*No such file",
+    ),
+    "ranges without pairs": (nothing, {"ranges": (0, 1)}, r"expected \(low, high\) .*comma"),
+    "ranges of other channels": (
+        nothing,
+        {"channels": 4, "ranges": ((0, 1), (0, 1))},
+        r"one for all channels or one for each of the 4",
+    ),
+    "range turned round": (nothing, {"ranges": ((1, 0),)}, r"with low < high"),
+    "instances of three classes": (nothing, {"instances": True}, r"two classes, .*got 3 classes"),
+    "RGB mask": (
+        store("masks/a.png", RGB[:2, :5]),
+        {},
+        r"^[^:]*a.png: a colour picture \(mode RGB\) where class .*Save the mask as palette",
+    ),
+    "RGBA mask": (store("masks/a.png", RGBA[:2, :5]), {}, r"a.png: a colour picture \(mode RGBA"),
+    "LA mask": (
+        store("masks/a.png", Image.fromarray(RGBA[:2, :5, [0, 3]])),
+        {},
+        r"a.png: a colour picture \(mode LA\)",
+    ),
+    "float mask": (
+        replace("masks/a", LABEL.astype(np.float32)),
+        {},
+        r"a.tif: a float picture \(mode F\)",
+    ),
+    "values outside": (
+        nothing,
+        {"classes": ("one",), "palette": voc_palette(1)},
+        r"a.png: mask values 1 \(2 pixels\), 2 \(3 pixels\) .*0\.\.0, .*`values`: \(\(1, 255\),\)",
+    ),
+    "values outside 8 bits": (
+        store("masks/a.png", LABEL.astype(np.uint16) * 257),
+        {},
+        r"a.png: mask values 257 .*65535 .*Expected 0\.\.2",
+    ),
+    "many values outside": (
+        store("masks/a.png", 100 + np.arange(10, dtype=np.uint8).reshape(2, 5)),
+        {},
+        r"100 \(1 pixels\), .*104 \(1 pixels\) and 5 more are no class",
+    ),
+    "0 and 255 of two classes": (
+        store("masks/a.png", (LABEL > 1).astype(np.uint8) * 255),
+        {"classes": ("no", "yes"), "palette": voc_palette(2)},
+        r"a.png: .*only 0 and 255 \(5 pixels\).*values=\(\(255, 1\),\)",
+    ),
+    "part": (
+        nothing,
+        {"part": (2, None)},
+        r"part=\(2, None\) leaves none of the 2 pairs.*0\.\.2",
+    ),
+    "channels": (nothing, {"channels": 2}, r"channels=2: expected 1 .*3 .*4.*`ranges`"),
+    "no classes": (nothing, {"classes": (), "palette": ()}, r"got 0 classes, expected 1 to 255"),
+    "256 classes": (
+        nothing,
+        {"classes": tuple(map(str, range(256))), "palette": voc_palette(256)},
+        r"got 256 classes",
+    ),
+    "palette": (nothing, {"palette": voc_palette(2)}, r"got 2 colours .* for 3 classes"),
+    "values without pairs": (nothing, {"values": (255, 1)}, r"expected pairs .*\(\(255, 1\),\)"),
+    "values to no class": (nothing, {"values": ((9, 3),)}, r"map 9 to 3.*class 0\.\.2 or 255"),
+    "values twice": (nothing, {"values": ((9, 1), (9, 2))}, r"map 9 to 1.*once"),
+    "unknown split": (
+        lambda root: both_splits(root),
+        {"split": "test"},
+        r"'test' not found: .*images.test nor a list .*test.txt\. Choose .*\(train\).*\(train\)",
+    ),
+    "no splits": (nothing, {"split": "x"}, r"'x' not found.*There are no splits here"),
+    "two splits": (both_splits, {"split": "train"}, r"both a folder, .*images.train, .*train.txt"),
+    "split without masks": (
+        only_pictures_in_split,
+        {"split": "train"},
+        r"masks.train: no such folder.*split='train'",
+    ),
+    "list with a stranger": (
+        write_list("a\n\nc.png\n"),
+        {"split": "train"},
+        r"train.txt, line 3: 'c.png' is the stem of no picture in .*images\..*without .*suffix",
+    ),
+    "list with a twin": (
+        write_list("a\nb\na"),
+        {"split": "train"},
+        r"train.txt, line 3: 'a' stands in line 1",
+    ),
+    "list of nothing": (write_list("\n"), {"split": "train"}, r"train.txt: names no picture"),
+    "list without a mask": (
+        lambda root: (write_list("a\nb")(root), remove("masks/b.png")(root)),
+        {"split": "train"},
+        r"1 of 2 pictures have no mask .*: b.png",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", MISTAKES)
+def test_mistake_is_told(tmp_path, name):
+    spoil, changes, told = MISTAKES[name]
+    add_pair(tmp_path, "a")
+    add_pair(tmp_path, "b")
+    spoil(tmp_path)
+    with pytest.raises(SegjaxError, match=told):
+        list(folder(tmp_path, **changes))
+
+
+@pytest.mark.parametrize(
+    "name", ["channels", "no classes", "palette", "values to no class", "range turned round"]
+)
+def test_mistaken_argument_is_told_at_once(tmp_path, name):
+    _, changes, told = MISTAKES[name]
+    with pytest.raises(SegjaxError, match=told):
+        folder(tmp_path, **changes)
+
+
+def test_thirty_kinds_have_messages_of_their_own():
+    files = [told for spoil, _, told in MISTAKES.values() if spoil is not nothing]
+    assert len(set(files)) == len(files) >= 30
