@@ -1,11 +1,12 @@
 """What the recipes on the road scenes of CamVid share: the data and its augmentation."""
 
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import jax
 
-from segjax.data.augment import random_flip, random_scale_crop
+from segjax.data.augment import Example, compose, random_flip, random_scale_crop
 from segjax.data.folder import Folder
 from segjax.data.labels import CAMVID_CLASSES, CAMVID_PALETTE
 from segjax.experiment import Recipe, Split
@@ -30,9 +31,6 @@ class CamVid(Recipe):
     def source(self, split: Split) -> Folder:
         return Folder(self.data, CAMVID_CLASSES, CAMVID_PALETTE, split=split, values=((11, 255),))
 
-    def augment(
-        self, key: jax.Array, image: jax.Array, label: jax.Array
-    ) -> tuple[jax.Array, jax.Array]:
-        crop, flip = jax.random.split(key)
-        image, label = random_scale_crop(crop, image, label, size=self.crop, scale=self.scale)
-        return random_flip(flip, image, label)
+    def augment(self, key: jax.Array, example: Example) -> Example:
+        crop = partial(random_scale_crop, size=self.crop, scale=self.scale)
+        return compose(crop, random_flip)(key, example)

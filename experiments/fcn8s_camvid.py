@@ -1,13 +1,19 @@
 """FCN on the road scenes of CamVid, 11 classes: 32s, 16s from it, 8s from that, or at once."""
 
 from dataclasses import dataclass
-from typing import Literal
+from pathlib import Path
+from typing import Any, Literal
 
 from camvid import CamVid
 
+from segjax import weights
+from segjax.data.augment import Normalise
 from segjax.data.labels import CAMVID_CLASSES
 from segjax.experiment import main
 from segjax.models import FCN
+from segjax.weights import torchvision
+
+IMAGENET = Normalise(torchvision.MEAN, torchvision.DEVIATION)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,16 +30,21 @@ class FCN8sCamVid(CamVid):
     python experiments/fcn8s_camvid.py train --data FOLDER --start-from runs/fcn16s
 
     FOLDER holds images/{train,val} and masks/{train,val}; masks hold 0 to 10, and 11 = unlabelled.
-    The paper's own widths: --widths 64 128 256 512 512 --classifier-width 4096.
+    The paper's own widths, from torchvision's weights: --widths 64 128 256 512 512
+    --classifier-width 4096 --vgg16 vgg16-397923af.pth
     """
 
-    steps: int = 600
+    steps: int = 300
     stride: Literal[32, 16, 8] = 8
     """Of the finest prediction."""
     widths: tuple[int, int, int, int, int] = (16, 32, 64, 128, 128)
     """Channels of VGG16's blocks."""
     classifier_width: int = 256
     """Channels of fc6 and fc7."""
+    normalise: Normalise = IMAGENET
+    """Scaling of pixel values before the network; that of the pretrained weights."""
+    vgg16: Path | None = None
+    """File of torchvision's VGG16, of these widths, to start from."""
 
     def model(self) -> FCN:
         return FCN(
@@ -44,6 +55,12 @@ class FCN8sCamVid(CamVid):
             classifier_width=self.classifier_width,
             dtype=self.compute,
         )
+
+    def initial(self, variables: Any) -> Any:
+        if self.vgg16 is None:
+            return variables
+        tensors, layout = weights.read(self.vgg16), torchvision.vgg16(self.model())
+        return weights.fill(variables, tensors, layout, expected=("params/score_*",))
 
 
 if __name__ == "__main__":

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import jax
 
-from segjax.data.augment import random_flip
+from segjax.data.augment import Example, random_flip
 from segjax.data.shapes import CLASSES, Shapes
 from segjax.experiment import Recipe, Split, main
 from segjax.models import FCN
@@ -47,10 +47,8 @@ class FCN8sShapes(Recipe):
             return Shapes(self.pictures, size=self.canvas, seed=2 * self.seed)
         return Shapes(self.held_out, size=self.canvas, seed=2 * self.seed + 1)
 
-    def augment(
-        self, key: jax.Array, image: jax.Array, label: jax.Array
-    ) -> tuple[jax.Array, jax.Array]:
-        return random_flip(key, image, label)
+    def augment(self, key: jax.Array, example: Example) -> Example:
+        return random_flip(key, example)
 
 
 if __name__ == "__main__":

@@ -1,11 +1,14 @@
 """SETR-PUP on the road scenes of CamVid, 11 classes."""
 
 from dataclasses import dataclass
+from functools import partial
 
 import jax
 from camvid import CamVid
 
 from segjax import losses
+from segjax.data.augment import Example, compose, random_flip, random_scale_crop
+from segjax.data.colour import random_photometric
 from segjax.data.labels import CAMVID_CLASSES
 from segjax.experiment import main
 from segjax.models import SETRPUP, Output
@@ -48,9 +51,14 @@ class SETRPUPCamVid(CamVid):
             dtype=self.compute,
         )
 
-    def loss(self, output: Output, labels: jax.Array) -> jax.Array:
+    def augment(self, key: jax.Array, example: Example) -> Example:
+        crop = partial(random_scale_crop, size=self.crop, scale=self.scale, max_share=0.75)
+        return compose(crop, random_flip, random_photometric)(key, example)
+
+    def loss(self, output: Output, example: Example) -> jax.Array:
         main, *auxiliary = (
-            losses.cross_entropy(logits, labels) for logits in (output.logits, *output.auxiliary)
+            losses.cross_entropy(logits, example.label)
+            for logits in (output.logits, *output.auxiliary)
         )
         return main + self.auxiliary_weight * sum(auxiliary)
 

@@ -1,19 +1,30 @@
 """U-Net on the electron micrographs of the ISBI 2012 challenge, its first data set."""
 
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import jax
 
-from segjax.data.augment import random_flip, random_scale_crop
+from segjax.data.augment import (
+    Example,
+    compose,
+    random_elastic,
+    random_flip,
+    random_rotation,
+    random_scale_crop,
+)
+from segjax.data.colour import random_grey_values
 from segjax.data.folder import Folder
+from segjax.data.pipeline import Source
+from segjax.data.weight_map import Weighted
 from segjax.experiment import Recipe, Split, main
 from segjax.models import UNet
 
 
 @dataclass(frozen=True, kw_only=True)
 class UNetISBI(Recipe):
-    """Cells and membranes, the last 6 of the 30 slices held out.
+    """Cells and membranes, the last 6 of the 30 slices held out, trained as in U-Net's paper.
 
     python experiments/unet_isbi.py train --data FOLDER
 
@@ -34,12 +45,14 @@ class UNetISBI(Recipe):
     """Channels of the U-Net's levels."""
     scale: tuple[float, float] = (0.8, 1.25)
     """Least and greatest factor of resizing in training."""
+    weighted: bool = True
+    """Whether pixels are weighted by U-Net's map, of balanced classes and borders between cells."""
 
     def model(self) -> UNet:
         return UNet(2, widths=self.widths, dtype=self.compute)
 
-    def source(self, split: Split) -> Folder:
-        return Folder(
+    def source(self, split: Split) -> Source:
+        slices = Folder(
             self.data,
             classes=("membrane", "cell"),
             palette=((220, 50, 47), (238, 232, 213)),
@@ -47,14 +60,16 @@ class UNetISBI(Recipe):
             values=((255, 1),),
             channels=self.channels,
         )
+        return Weighted(slices) if self.weighted and split == "train" else slices
 
-    def augment(
-        self, key: jax.Array, image: jax.Array, label: jax.Array
-    ) -> tuple[jax.Array, jax.Array]:
-        crop, across, down = jax.random.split(key, 3)
-        image, label = random_scale_crop(crop, image, label, size=self.crop, scale=self.scale)
-        image, label = random_flip(across, image, label)
-        return random_flip(down, image, label, axis=0)
+    def augment(self, key: jax.Array, example: Example) -> Example:
+        return compose(
+            partial(random_elastic, outside="mirror"),
+            partial(random_rotation, outside="mirror"),
+            partial(random_scale_crop, size=self.crop, scale=self.scale),
+            random_flip,
+            random_grey_values,
+        )(key, example)
 
 
 if __name__ == "__main__":

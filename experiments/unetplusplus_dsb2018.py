@@ -1,12 +1,13 @@
 """U-Net++ on the nuclei of the Data Science Bowl 2018, one of its paper's data sets."""
 
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import jax
 
 from segjax import losses
-from segjax.data.augment import random_flip, random_scale_crop
+from segjax.data.augment import Example, compose, random_flip, random_scale_crop
 from segjax.data.folder import Folder
 from segjax.experiment import Recipe, Split, main
 from segjax.models import Output, UNetPlusPlus
@@ -33,8 +34,6 @@ class UNetPlusPlusDSB2018(Recipe):
     learning_rate: float = 3e-3
     widths: tuple[int, ...] = (8, 16, 32, 64, 128)
     """Channels of the levels."""
-    instances: int = 1000
-    """Greatest number of an instance in a mask."""
     scale: tuple[float, float] = (0.75, 1.5)
     """Least and greatest factor of resizing in training."""
 
@@ -47,20 +46,16 @@ class UNetPlusPlusDSB2018(Recipe):
             classes=("background", "nucleus"),
             palette=((20, 20, 40), (240, 200, 80)),
             split=split,
-            values=tuple((number, 1) for number in range(2, self.instances + 1)),
             masks="masks_instance",
+            instances=True,
         )
 
-    def augment(
-        self, key: jax.Array, image: jax.Array, label: jax.Array
-    ) -> tuple[jax.Array, jax.Array]:
-        crop, across, down = jax.random.split(key, 3)
-        image, label = random_scale_crop(crop, image, label, size=self.crop, scale=self.scale)
-        image, label = random_flip(across, image, label)
-        return random_flip(down, image, label, axis=0)
+    def augment(self, key: jax.Array, example: Example) -> Example:
+        crop = partial(random_scale_crop, size=self.crop, scale=self.scale)
+        return compose(crop, random_flip, partial(random_flip, axis=0))(key, example)
 
-    def loss(self, output: Output, labels: jax.Array) -> jax.Array:
-        heads = [losses.cross_entropy(logits, labels) for logits in output.auxiliary]
+    def loss(self, output: Output, example: Example) -> jax.Array:
+        heads = [losses.cross_entropy(logits, example.label) for logits in output.auxiliary]
         return sum(heads[1:], heads[0])
 
 

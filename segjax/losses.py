@@ -4,7 +4,10 @@ from typing import Literal
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.typing import ArrayLike
+
+from segjax.errors import SegjaxError
 
 
 def cross_entropy(
@@ -20,7 +23,8 @@ def cross_entropy(
 
     L = Σ_x c[y(x)] · w(x) · (log Σ_n exp s_n(x) - s_{y(x)}(x)), divided for the mean by the number
     of valid pixels x of the whole batch. Under jit that batch is the global one, on all devices.
-    Weights do not enter the divisor (torch's weighted mean divides by the sum of the weights).
+    Weights do not enter the divisor (torch's weighted mean divides by the sum of the weights), so a
+    weight map keeps its meaning: a pixel of weight 10 counts as ten pixels, in any batch.
 
     Args:
         logits: (B, H, W, N) scores s.
@@ -49,3 +53,33 @@ def cross_entropy(
     # where, not a product: 0 times a weight of inf at an ignored pixel would be NaN.
     total = jnp.where(valid, per_pixel, 0).sum()
     return total if reduction == "sum" else total / jnp.maximum(valid.sum(), 1)
+
+
+def class_weights(counts: ArrayLike) -> np.ndarray:
+    """Class weights by median frequency, for `cross_entropy`: rare classes count for more.
+
+    c_n = median(f) / f_n, where f_n is class n's share of the valid pixels of those pictures that
+    it occurs in, and the median is over the classes that occur.
+
+    Args:
+        counts: (pictures, N) pixels of each class in each picture. (N,) of all pictures together
+            takes each class for occurring in all of them.
+
+    Returns:
+        (N,) float32; 0 for a class that never occurs.
+
+    Raises:
+        SegjaxError: there is no pixel at all.
+
+    Reference: Eigen, Fergus, 2015, section 3.3; used by SegNet (Badrinarayanan et al., 2015).
+    """
+    counts = np.atleast_2d(counts)
+    pixels = counts.sum(0)
+    if not pixels.any():
+        raise SegjaxError(
+            "class_weights: got no pixel of any class, expected counts of the training data."
+        )
+    among = ((counts > 0) * counts.sum(1, keepdims=True)).sum(0)
+    share = np.divide(pixels, among, where=pixels > 0, out=np.zeros(pixels.shape))
+    median = np.median(share[pixels > 0])
+    return np.divide(median, share, where=pixels > 0, out=np.zeros(share.shape)).astype(np.float32)

@@ -66,10 +66,10 @@ def make_state(
 def make_train_step(
     model: nn.Module,
     optimizer: optax.GradientTransformation,
-    loss: Callable[[Any, jax.Array], jax.Array],
+    loss: Callable[[Any, Any], jax.Array],
     *,
     schedule: Callable[[jax.Array], jax.Array],
-    prepare: Callable[[jax.Array, Batch], tuple[jax.Array, jax.Array]],
+    prepare: Callable[[jax.Array, Batch], tuple[jax.Array, Any]],
     key: jax.Array,
 ) -> Callable[[State, Batch], tuple[State, Scalars]]:
     """The jitted training step; its first argument is donated.
@@ -80,11 +80,11 @@ def make_train_step(
     Args:
         model: whose `apply` returns an `Output`.
         optimizer: of optax, at a learning rate of 1.
-        loss: (output, labels (B, H, W)) -> scalar over the global batch.
+        loss: (output, truth) -> scalar over the global batch.
         schedule: steps done -> learning rate. The numbers of those of `segjax.optimizers`, which
             are pytrees, are such arguments; those of a plain function are constants.
-        prepare: (key, batch) -> (network input (B, H, W, C), labels (B, H, W)): augmentation,
-            scaling. The key is the same at every step.
+        prepare: (key, batch) -> (network input (B, H, W, C), truth): augmentation, scaling. The
+            truth is any tree, such as labels (B, H, W). The key is the same at every step.
         key: of augmentation and dropout; for dropout it is folded with the step, so that a resumed
             run draws the same.
 
@@ -97,7 +97,7 @@ def make_train_step(
         state: State, batch: Batch, key: jax.Array, schedule: Callable[[jax.Array], jax.Array]
     ) -> tuple[State, Scalars]:
         augmentation, dropout = jax.random.split(key)
-        images, labels = prepare(augmentation, batch)
+        images, truth = prepare(augmentation, batch)
 
         def objective(params: Any) -> tuple[jax.Array, Any]:
             output, changed = model.apply(
@@ -107,7 +107,7 @@ def make_train_step(
                 mutable=["batch_stats"],
                 rngs={"dropout": jax.random.fold_in(dropout, state.step)},
             )
-            return loss(output, labels), changed.get("batch_stats", {})
+            return loss(output, truth), changed.get("batch_stats", {})
 
         (value, stats), gradients = jax.value_and_grad(objective, has_aux=True)(state.params)
         updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)

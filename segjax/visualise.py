@@ -45,7 +45,8 @@ def overlay(
     around the objects. Set it to 255 in `label` to leave the picture as it is there.
 
     Args:
-        image: uint8 `(H, W, C)`, C = 1 (grey), 3 (RGB) or 4 (RGBA, the alpha is left out).
+        image: uint8 or float32 `(H, W, C)` in 0..255, C = 1 (grey), 3 (RGB) or more, of which the
+            first three are shown.
         label: integer `(H, W)`; the picture is untouched where it is 255.
         palette: uint8 `(N, 3)`, RGB.
         opacity: float in [0, 1]; 0 is the picture alone, 1 the colours alone.
@@ -155,6 +156,27 @@ def preview_sheet(rows: Sequence[Row], classes: Sequence[str], palette: ArrayLik
     return sheet
 
 
+def mosaic(rows: Sequence[Sequence[NDArray[np.uint8]]]) -> Image.Image:
+    """Sets pictures of any sizes in rows and columns, on white.
+
+    Args:
+        rows: at least one, all of the same number of uint8 `(H, W, 3)`.
+
+    Returns:
+        An RGB picture.
+    """
+    gap = 8
+    height = max(picture.shape[0] for row in rows for picture in row) + gap
+    widths = [
+        max(picture.shape[1] for picture in column) + gap for column in zip(*rows, strict=True)
+    ]
+    sheet = Image.new("RGB", (gap + sum(widths), gap + height * len(rows)), "white")
+    for i, row in enumerate(rows):
+        for j, picture in enumerate(row):
+            sheet.paste(Image.fromarray(picture), (gap + sum(widths[:j]), gap + height * i))
+    return sheet
+
+
 def _legend(
     entries: Sequence[tuple[str, NDArray[np.uint8]]],
     width: int,
@@ -199,12 +221,14 @@ def _checked_label(label: ArrayLike, palette: ArrayLike) -> NDArray[np.uint8]:
 
 
 def _rgb(image: ArrayLike) -> NDArray[np.uint8]:
-    image = np.asarray(image)
-    if image.ndim != 3 or image.shape[2] not in (1, 3, 4) or image.dtype != np.uint8:
+    """Of fewer than three channels the first, as grey; of more the first three."""
+    stored = np.asarray(image)
+    if stored.ndim != 3 or stored.dtype not in (np.uint8, np.float32):
         raise SegjaxError(
-            f"image: expected uint8 (H, W, C) with C of 1, 3 or 4, got {image.dtype} {image.shape}."
+            f"image: expected uint8 or float32 (H, W, C), got {stored.dtype} {stored.shape}."
         )
-    return np.repeat(image, 3, axis=2) if image.shape[2] == 1 else image[..., :3]
+    pixels = np.rint(stored).astype(np.uint8)
+    return np.repeat(pixels[..., :1], 3, axis=2) if pixels.shape[2] < 3 else pixels[..., :3]
 
 
 def _check_same_size(picture: NDArray[np.uint8], colours: NDArray[np.uint8]) -> None:

@@ -9,7 +9,8 @@ import pytest
 from jax.test_util import check_grads
 
 from segjax import sharding
-from segjax.losses import cross_entropy
+from segjax.errors import SegjaxError
+from segjax.losses import class_weights, cross_entropy
 
 value_and_grad = jax.value_and_grad(cross_entropy)
 
@@ -52,6 +53,17 @@ HAND_LABELS = np.array([[[1, 0, 255]]], np.uint8)
 )
 def test_cross_entropy_by_hand(options, expected):
     got = cross_entropy(HAND_LOGITS, HAND_LABELS, **options)
+    np.testing.assert_allclose(got, expected, rtol=1e-6)
+
+
+def test_a_weight_map_is_divided_by_the_valid_pixels_of_the_batch():
+    """By hand: a picture of weight 10 beside one of weight 1 that is ignored but for a pixel."""
+    logits = np.repeat(HAND_LOGITS, 2, axis=0)
+    labels = np.array([[[1, 0, 0]], [[255, 0, 255]]], np.uint8)
+    weights = np.array([[[10.0, 10, 10]], [[1, 1, 1]]], np.float32)
+    last = np.log(12 / 5)  # softmax (5/12, 7/12)
+    expected = (10 * (np.log(4 / 3) + np.log(2) + last) + np.log(2)) / 4
+    got = jax.jit(cross_entropy)(logits, labels, pixel_weights=weights)
     np.testing.assert_allclose(got, expected, rtol=1e-6)
 
 
@@ -168,3 +180,25 @@ def test_the_mean_is_that_of_the_batch_on_all_devices():
     on_devices = sharding.put((logits, labels), sharding.make_mesh(jax.devices()[:4]))
     got = jax.jit(cross_entropy)(*on_devices)
     np.testing.assert_allclose(got, cross_entropy(logits, labels), rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "counts, expected",
+    [
+        # Shares 1/2, 3/8, 1/8: the median is 3/8.
+        ([4, 3, 1], [3 / 4, 1, 3]),
+        # Class 1 occurs in the first picture alone, of 10 pixels: shares 25/30, 5/10, none.
+        ([[5, 5, 0], [20, 0, 0]], [(2 / 3) / (5 / 6), (2 / 3) / (1 / 2), 0]),
+        ([7], [1]),
+    ],
+    ids=["all pictures together", "by picture", "one class"],
+)
+def test_class_weights_by_hand(counts, expected):
+    got = class_weights(np.array(counts))
+    np.testing.assert_allclose(got, expected, rtol=1e-6)
+    assert got.dtype == np.float32
+
+
+def test_class_weights_of_nothing():
+    with pytest.raises(SegjaxError, match="no pixel of any class"):
+        class_weights(np.zeros((3, 2), int))

@@ -13,7 +13,7 @@ import pytest
 from flax import linen as nn
 
 from segjax import losses, optimizers, sharding
-from segjax.data.augment import Normalise, random_flip, random_scale_crop
+from segjax.data.augment import Normalise, compose, random_flip, random_scale_crop
 from segjax.errors import SegjaxError
 from segjax.experiment import make_prepare
 from segjax.models import Output, UNet
@@ -40,12 +40,8 @@ class Linear(nn.Module):
         return Output(nn.Dense(CLASSES)(images))
 
 
-def augment(key, image, label):
-    flip, crop = jax.random.split(key)
-    return random_scale_crop(crop, *random_flip(flip, image, label), size=(CROP, CROP))
-
-
-PREPARE = make_prepare(SimpleNamespace(augment=augment, normalise=Normalise()))
+AUGMENT = compose(random_flip, functools.partial(random_scale_crop, size=(CROP, CROP)))
+PREPARE = make_prepare(SimpleNamespace(augment=AUGMENT, normalise=Normalise()))
 
 
 def batch_of(number: int) -> dict[str, np.ndarray]:
@@ -64,14 +60,14 @@ def batch_of(number: int) -> dict[str, np.ndarray]:
     }
 
 
-def mean_of_means(output, labels):
+def mean_of_means(output, example):
     """What each of eight devices would find for itself, averaged: not the loss."""
-    shares = (x.reshape(8, 1, *x.shape[1:]) for x in (output.logits, labels))
+    shares = (x.reshape(8, 1, *x.shape[1:]) for x in (output.logits, example.label))
     return jax.vmap(losses.cross_entropy)(*shares).mean()
 
 
-def cross_entropy(output, labels):
-    return losses.cross_entropy(output.logits, labels)
+def cross_entropy(output, example):
+    return losses.cross_entropy(output.logits, example.label)
 
 
 @functools.cache
@@ -158,7 +154,7 @@ def test_the_step_compiles_once(mesh):
 def test_one_golden_step(mesh):
     _, scalars = training()(first_state(mesh), sharding.put(batch_of(0), mesh))
     got = {name: float(x) for name, x in scalars.items()}
-    golden = {"loss": 2.0830135, "gradient_norm": 1.9171600, "learning_rate": 0.05}
+    golden = {"loss": 2.0959330, "gradient_norm": 2.1116264, "learning_rate": 0.05}
     assert got == pytest.approx(golden, rel=1e-5), (
         "A training step no longer computes what it did. If that is meant (another initialisation, "
         "augmentation, loss or order of random keys), runs made before cannot be taken up or "

@@ -3,7 +3,7 @@ import pytest
 from PIL import Image
 
 from segjax.errors import SegjaxError
-from segjax.visualise import colourise, overlay, preview_sheet, save_mask
+from segjax.visualise import colourise, mosaic, overlay, preview_sheet, save_mask
 
 PALETTE = np.array([[0, 0, 0], [128, 0, 0], [0, 128, 0]], np.uint8)
 VOID = [224, 224, 192]
@@ -61,12 +61,22 @@ def test_overlay_takes_grey_and_rgba():
         np.testing.assert_array_equal(overlay(image, LABEL, PALETTE), overlay(rgb, LABEL, PALETTE))
 
 
+def test_overlay_takes_floats_and_any_number_of_channels():
+    five = picture(2, 3, 5)
+    for image, rgb in [
+        (five, five[..., :3]),
+        (five[..., :2], np.repeat(five[..., :1], 3, -1)),
+        (five[..., :3].astype(np.float32) + np.float32(0.3), five[..., :3]),
+    ]:
+        np.testing.assert_array_equal(overlay(image, LABEL, PALETTE), overlay(rgb, LABEL, PALETTE))
+
+
 @pytest.mark.parametrize(
     ("image", "opacity", "text"),
     [
         (picture(3, 3), 0.5, r"same height and width, got \(3, 3\) and \(2, 3\)"),
         (picture(2, 4), 0.5, r"got \(2, 4\) and \(2, 3\)"),
-        (picture(2, 3, 2), 0.5, r"C of 1, 3 or 4, got uint8 \(2, 3, 2\)"),
+        (picture(2, 3).astype(np.int16), 0.5, r"float32 \(H, W, C\), got int16 \(2, 3, 3\)"),
         (picture(2, 3)[..., 0], 0.5, r"got uint8 \(2, 3\)"),
         (picture(2, 3) / 255, 0.5, "expected uint8 .* got float64"),
         (picture(2, 3), 1.5, r"a number in \[0, 1\], got 1.5"),
@@ -120,6 +130,19 @@ def test_sheet_without_truth_has_two_columns():
     label = np.zeros((160, 160), int)
     three, two = sheet((picture(160, 160), label, label)), sheet((picture(160, 160), None, label))
     assert three.shape[1] - two.shape[1] == 320 + 12
+
+
+def test_mosaic_sets_pictures_of_any_sizes_in_rows_and_columns():
+    pictures = [np.full((h, w, 3), 10 * h, np.uint8) for h, w in ((4, 6), (5, 2), (3, 3), (2, 4))]
+    sheet = np.asarray(mosaic([pictures[:2], pictures[2:]]))
+    assert sheet.shape == (8 + 2 * (5 + 8), 8 + (6 + 8) + (4 + 8), 3)
+    places = [(8, 8), (8, 22), (21, 8), (21, 22)]
+    for (top, left), picture in zip(places, pictures, strict=True):
+        h, w, _ = picture.shape
+        np.testing.assert_array_equal(sheet[top : top + h, left : left + w], picture)
+        sheet = sheet.copy()
+        sheet[top : top + h, left : left + w] = 255
+    assert (sheet == 255).all()
 
 
 def test_legend_names_what_occurs_and_grows_with_it():

@@ -1,20 +1,38 @@
-"""Augmentation: exact slices and mirrors, the slow resampling, keys that know no batch."""
+"""Augmentation: equal to slow references, pictures and labels together, keys without batch."""
 
+import functools
 from functools import partial
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as arrays
+from PIL import Image
+from scipy import ndimage
 
 from segjax import sharding
 from segjax.data.augment import (
+    Example,
     Normalise,
-    random_crop,
+    compose,
+    displace,
+    mirror_pad,
+    random_elastic,
+    random_elastic_field,
     random_flip,
+    random_rot90,
+    random_rotation,
     random_scale_crop,
     record_key,
+    rotation,
+    smooth,
+    spread,
+    warp,
 )
+from segjax.data.colour import random_grey_values, random_photometric
 from segjax.errors import SegjaxError
 
 HEIGHT, WIDTH = 6, 7
@@ -23,21 +41,20 @@ PLACES = np.arange(HEIGHT * WIDTH, dtype=np.uint8).reshape(HEIGHT, WIDTH)
 IMAGE = np.stack([PLACES, 255 - PLACES, PLACES // 2], -1)
 LABEL = (PLACES * 5 % 11).astype(np.uint8)
 
+# These many small programs take longer to compile than to run.
+compiled = functools.cache(partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0}))
 
-@partial(
-    jax.jit,
-    static_argnames=("f", "size", "axis", "ignore_label"),
-    # These many small programs take longer to compile than to run.
-    compiler_options={"xla_backend_optimization_level": 0},
-)
+
+@partial(jax.jit, static_argnames=("f", "size", "axis"))
 def _draw(f, keys, image, label, **options):
-    return jax.vmap(partial(f, **options), (0, None, None))(keys, image, label)
+    return jax.vmap(partial(f, **options), (0, None))(keys, Example(image, label))
 
 
 def draws(f, count=64, image=IMAGE, label=LABEL, **options):
     """f's images and labels for `count` keys."""
     keys = jax.random.split(jax.random.key(0), count)
-    return zip(*map(np.asarray, _draw(f, keys, image, label, **options)), strict=True)
+    drawn = _draw(f, keys, image, label, **options)
+    return zip(np.asarray(drawn.image), np.asarray(drawn.label), strict=True)
 
 
 # Normalise
@@ -52,36 +69,68 @@ def test_normalise_by_hand():
     assert Normalise()(jnp.zeros((2, 1), jnp.bfloat16)).dtype == jnp.float32
 
 
-# Crop
+# Reading at other places
+
+positions = st.tuples(
+    st.integers(1, 6), st.integers(1, 6), st.integers(0, 2**32 - 1), st.sampled_from([1, 3, 40])
+)
 
 
-def slices_drawn(augmentation, *, size, **options):
-    """Where the windows drawn begin; each must be a slice of image and label."""
-    (h, w), found = size, set()
-    for image, label in draws(augmentation, size=size, **options):
-        top, left = divmod(int(image[0, 0, 0]), WIDTH)
-        found.add((top, left))
-        np.testing.assert_array_equal(image, IMAGE[top : top + h, left : left + w])
-        np.testing.assert_array_equal(label, LABEL[top : top + h, left : left + w])
-    return found
+def far_and_near(height, width, seed, reach):
+    """An example and random positions in it and up to some sizes beyond it, none halfway."""
+    rng = np.random.default_rng(seed)
+    image = rng.uniform(0, 255, (height, width, 2)).astype(np.float32)
+    label = rng.choice([0, 1, 7, 255], (height, width)).astype(np.uint8)
+    weight = rng.uniform(0, 9, (height, width)).astype(np.float32)
+    y, x = rng.integers(-reach * 4, reach * 4, (2, 5, 4)) / 4 + 1 / 16
+    return Example(image, label, weight), y.astype(np.float32), x.astype(np.float32)
 
 
-def test_every_crop_is_a_slice_and_every_slice_is_drawn():
-    found = slices_drawn(random_crop, size=(4, 6))
-    assert found == {(top, left) for top in range(3) for left in range(2)}
+WARP = {outside: compiled(partial(warp, outside=outside)) for outside in ("ignore", "mirror")}
 
 
-def test_a_crop_of_the_whole_is_the_whole():
-    for image, label in draws(random_crop, count=3, size=(HEIGHT, WIDTH)):
-        np.testing.assert_array_equal(image, IMAGE)
-        np.testing.assert_array_equal(label, LABEL)
+@settings(max_examples=25, deadline=None)
+@given(positions)
+def test_warp_is_scipys_interpolation_and_ignores_what_is_outside(drawn):
+    example, y, x = far_and_near(*drawn)
+    height, width = example.label.shape
+
+    def slow(pixels, order):
+        return ndimage.map_coordinates(pixels, (y, x), order=order, mode="mirror")
+
+    got = WARP["mirror"](example, y, x)
+    for channel in range(2):
+        want = slow(example.image[..., channel].astype(float), 1)
+        np.testing.assert_allclose(got.image[..., channel], want, atol=2e-3)
+    np.testing.assert_array_equal(got.label, slow(example.label, 0))
+    np.testing.assert_array_equal(got.weight, slow(example.weight, 0))
+
+    row, column = np.floor(y + 0.5), np.floor(x + 0.5)
+    inside = (row >= 0) & (row < height) & (column >= 0) & (column < width)
+    without = WARP["ignore"](example, y, x)
+    np.testing.assert_array_equal(without.label, np.where(inside, got.label, 255))
+    np.testing.assert_array_equal(without.image, got.image)
 
 
-@pytest.mark.parametrize("size", [(HEIGHT + 1, WIDTH), (HEIGHT, WIDTH + 1)])
-def test_a_crop_too_large_is_told(size):
-    text = f"A crop of {size[0]}×{size[1]} does not fit into pictures of 6×7; make the crop smaller"
-    with pytest.raises(SegjaxError, match=text):
-        jax.jit(partial(random_crop, size=size))(jax.random.key(0), IMAGE, LABEL)
+def test_warp_at_whole_places_copies_pixels():
+    example = Example(IMAGE, LABEL)
+    y, x = np.indices(LABEL.shape)[:, ::-1].astype(np.float32)
+    got = WARP["ignore"](example, y, x)
+    np.testing.assert_array_equal(got.image, IMAGE[::-1])
+    np.testing.assert_array_equal(got.label, LABEL[::-1])
+    assert got.weight is None
+
+
+@pytest.mark.parametrize("margin", [0, 2, 15])
+def test_mirror_padding_is_numpys(margin):
+    example = Example(IMAGE, LABEL, LABEL.astype(np.float32))
+    ignored, mirrored = (mirror_pad(example, margin, outside=o) for o in ("ignore", "mirror"))
+    for got, want in zip(mirrored, example, strict=True):
+        around = ((margin, margin), (margin, margin), (0, 0))[: want.ndim]
+        np.testing.assert_array_equal(got, np.pad(want, around, mode="reflect"))
+        assert got.dtype == want.dtype
+    np.testing.assert_array_equal(ignored.image, mirrored.image)
+    np.testing.assert_array_equal(ignored.label, np.pad(LABEL, margin, constant_values=255))
 
 
 # Flip
@@ -103,7 +152,158 @@ def test_a_flip_goes_left_and_right_by_default():
     assert images == {IMAGE.tobytes(), IMAGE[:, ::-1].tobytes()}
 
 
+# Rotation
+
+
+def test_quarter_turns_are_numpys_and_each_is_drawn():
+    square, label = IMAGE[:, :6], LABEL[:, :6]
+    turned = [(np.rot90(square, k).tobytes(), np.rot90(label, k).tobytes()) for k in range(4)]
+    drawn = {
+        (image.tobytes(), mask.tobytes())
+        for image, mask in draws(random_rot90, image=square, label=label)
+    }
+    assert drawn == set(turned)
+
+
+def test_a_quarter_turn_needs_a_square():
+    with pytest.raises(SegjaxError, match=r"pictures of 6×7 .* expected square"):
+        random_rot90(jax.random.key(0), Example(IMAGE, LABEL))
+
+
+@pytest.mark.parametrize("degrees", [0.0, 17.3, -64.0, 90.0, 180.0])
+def test_rotation_is_scipys(degrees):
+    y, x = rotation((HEIGHT, WIDTH), degrees, (0.0, 0.0))
+    got = WARP["mirror"](Example(IMAGE, LABEL), y, x)
+    want = ndimage.rotate(IMAGE.astype(float), degrees, order=1, reshape=False, mode="mirror")
+    np.testing.assert_allclose(got.image, want, atol=2e-3)
+    if degrees % 90:  # else it reads on the line between pixels
+        want = ndimage.rotate(LABEL, degrees, order=0, reshape=False, mode="mirror")
+        np.testing.assert_array_equal(got.label, want)
+
+
+def test_a_quarter_turn_by_degrees_is_one():
+    y, x = rotation((6, 6), 90.0, (0.0, 0.0))
+    got = WARP["mirror"](Example(IMAGE[:, :6], LABEL[:, :6]), y, x)
+    np.testing.assert_array_equal(got.label, np.rot90(LABEL[:, :6]))
+
+
+def test_a_shift_goes_down_and_right():
+    y, x = rotation((HEIGHT, WIDTH), 0.0, (2.0, 1.0))
+    got = WARP["ignore"](Example(IMAGE, LABEL), y, x)
+    np.testing.assert_array_equal(got.image[2:, 1:], IMAGE[:-2, :-1])
+    np.testing.assert_array_equal(got.label[2:, 1:], LABEL[:-2, :-1])
+    assert (got.label[:2] == 255).all() and (got.label[:, :1] == 255).all()
+
+
+def test_angles_and_shifts_are_drawn_between_the_bounds():
+    ramp = np.moveaxis(np.indices((21, 21)), 0, -1).astype(np.float32)
+    f = jax.vmap(partial(random_rotation, degrees=30, shift=4, outside="mirror"), (0, None))
+    keys = jax.random.split(jax.random.key(0), 64)
+    example = Example(ramp, np.zeros((21, 21), np.uint8))
+    inner = np.asarray(jax.jit(f)(keys, example).image)[:, 10:12, 10]
+    down = inner[:, 1] - inner[:, 0]
+    angles = np.rad2deg(np.arctan2(-down[:, 1], down[:, 0]))
+    shifts = np.linalg.norm(inner[:, 0] - 10, axis=-1)
+    assert -30 <= angles.min() < -24 and 24 < angles.max() <= 30
+    assert shifts.min() < 1 and 4 < shifts.max() <= 4 * np.sqrt(2) + 1e-3
+
+
+# Elastic deformation
+
+
+def slow_spread(vectors, size):
+    """By Pillow's bicubic resize of the box that begins and ends half a pixel outside."""
+    h, w = vectors.shape[:2]
+    y, x = (h - 1) / (size[0] - 1) / 2, (w - 1) / (size[1] - 1) / 2
+    box = (0.5 - x, 0.5 - y, w - 0.5 + x, h - 0.5 + y)
+    planes = [Image.fromarray(vectors[..., i]) for i in range(2)]
+    resized = [x.resize(size[::-1], Image.Resampling.BICUBIC, box) for x in planes]
+    return np.stack(list(map(np.asarray, resized)), -1)
+
+
+@pytest.mark.parametrize("grid, size", [(3, (17, 25)), (3, (32, 32)), (5, (9, 8))])
+def test_vectors_are_spread_as_pillow_does(grid, size):
+    vectors = np.random.default_rng(0).normal(0, 10, (grid, grid, 2)).astype(np.float32)
+    got = compiled(partial(spread, size=size))(vectors)
+    np.testing.assert_allclose(got, slow_spread(vectors, size), atol=2e-4)
+    corners = np.asarray(got)[[0, 0, -1, -1], [0, -1, 0, -1]]
+    np.testing.assert_allclose(corners, vectors[[0, 0, -1, -1], [0, -1, 0, -1]], atol=2e-4)
+
+
+@pytest.mark.parametrize("sigma", [0.5, 2.0, 6.0])
+def test_a_field_is_smoothed_as_scipy_does(sigma):
+    field = np.random.default_rng(0).uniform(-1, 1, (19, 26, 2)).astype(np.float32)
+
+    def slow(x):
+        return ndimage.gaussian_filter(x, sigma, mode="constant", truncate=12)
+
+    got = compiled(partial(smooth, sigma=sigma))(field)
+    for i in range(2):
+        want = slow(field[..., i].astype(float)) / slow(np.ones(field.shape[:2]))
+        np.testing.assert_allclose(got[..., i], want, atol=1e-5)
+
+
+def slow_displace(example, by):
+    at = np.indices(example.label.shape) + np.moveaxis(by, -1, 0)
+    read = partial(ndimage.map_coordinates, coordinates=at, mode="mirror")
+    planes = [read(example.image[..., i].astype(float), order=1) for i in range(3)]
+    return np.stack(planes, -1), read(example.label, order=0)
+
+
+def test_elastic_deformations_are_the_slow_ones():
+    """U-Net's and Simard's, from the same random numbers."""
+    key, size = jax.random.key(3), (20, 24)
+    rng = np.random.default_rng(0)
+    image = rng.integers(0, 256, (*size, 3), np.uint8)
+    example = Example(image, rng.integers(0, 9, size, np.uint8))
+    vectors = 3 * np.asarray(jax.random.normal(key, (3, 3, 2)))
+    noise = np.asarray(jax.random.uniform(key, (*size, 2), minval=-1, maxval=1))
+    for f, by in (
+        (partial(random_elastic, sigma=3), slow_spread(vectors, size)),
+        (partial(random_elastic_field, alpha=30, sigma=2), 30 * np.asarray(smooth(noise, 2))),
+    ):
+        got = compiled(partial(f, outside="mirror"))(key, example)
+        want_image, want_label = slow_displace(example, by)
+        assert np.abs(by).max() > 2
+        np.testing.assert_allclose(got.image, want_image, atol=0.05)
+        assert (np.asarray(got.label) == want_label).mean() > 0.99  # but for ties
+
+
+def test_displacements_have_the_stated_deviations():
+    """Of U-Net's vectors σ, of Simard's the docstring's share of α, away from the edges."""
+    ramp = np.moveaxis(np.indices((65, 65)), 0, -1).astype(np.float32)
+    example = Example(ramp, np.zeros((65, 65), np.uint8))
+    keys = jax.random.split(jax.random.key(0), 128)
+    for f, want in (
+        (partial(random_elastic, sigma=5), 5),
+        (partial(random_elastic_field, alpha=34, sigma=4), 0.16 * 34 / 4),
+    ):
+        images = jax.jit(jax.vmap(partial(f, outside="mirror"), (0, None)))(keys, example).image
+        found = np.asarray(images)[:, 32, 32] - 32
+        assert np.std(found) == pytest.approx(want, rel=0.15)
+
+
+def test_displace_reads_at_the_place_and_its_vector():
+    by = np.zeros((HEIGHT, WIDTH, 2), np.float32)
+    by[1, 2] = 3, -1
+    got = displace(Example(IMAGE, LABEL), by, outside="ignore")
+    want = LABEL.copy()
+    want[1, 2] = LABEL[4, 1]
+    np.testing.assert_array_equal(got.label, want)
+
+
 # Scale and crop
+
+
+def slices_drawn(augmentation, *, size, **options):
+    """Where the windows drawn begin; each must be a slice of image and label."""
+    (h, w), found = size, set()
+    for image, label in draws(augmentation, size=size, **options):
+        top, left = divmod(int(image[0, 0, 0]), WIDTH)
+        found.add((top, left))
+        np.testing.assert_array_equal(image, IMAGE[top : top + h, left : left + w])
+        np.testing.assert_array_equal(label, LABEL[top : top + h, left : left + w])
+    return found
 
 
 def test_scale_one_of_the_same_size_changes_nothing():
@@ -118,15 +318,16 @@ def test_scale_one_of_a_smaller_size_is_a_slice_and_every_slice_is_drawn():
     assert found == {(top, left) for top in range(2) for left in range(3)}
 
 
-def test_a_picture_smaller_than_the_window_lies_in_it_with_its_edge_repeated():
+def test_a_picture_smaller_than_the_window_lies_in_it_mirrored():
     h, w = HEIGHT + 2, WIDTH + 1
     found = set()
-    for image, label in draws(random_scale_crop, size=(h, w), scale=(1, 1), ignore_label=99):
-        top, left = (int(np.argmax(line)) for line in ((label != 99).any(1), (label != 99).any(0)))
+    for image, label in draws(random_scale_crop, size=(h, w), scale=(1, 1)):
+        inside = label != 255
+        top, left = int(np.argmax(inside.any(1))), int(np.argmax(inside.any(0)))
         found.add((top, left))
         around = ((top, 2 - top), (left, 1 - left))
-        np.testing.assert_array_equal(image, np.pad(IMAGE, (*around, (0, 0)), mode="edge"))
-        np.testing.assert_array_equal(label, np.pad(LABEL, around, constant_values=99))
+        np.testing.assert_array_equal(image, np.pad(IMAGE, (*around, (0, 0)), mode="reflect"))
+        np.testing.assert_array_equal(label, np.pad(LABEL, around, constant_values=255))
     assert found == {(top, left) for top in range(3) for left in range(2)}
 
 
@@ -139,7 +340,9 @@ def slow_scale_crop(factor, top, left, size):
             x = (column + 0.5 + left) / factor - 0.5
             if -0.5 <= y < HEIGHT - 0.5 and -0.5 <= x < WIDTH - 0.5:
                 label[row, column] = LABEL[int(np.floor(y + 0.5)), int(np.floor(x + 0.5))]
-            y, x = np.clip(y, 0, HEIGHT - 1), np.clip(x, 0, WIDTH - 1)
+            # Mirrored once at either end is enough here.
+            y = HEIGHT - 1 - abs(HEIGHT - 1 - abs(y))
+            x = WIDTH - 1 - abs(WIDTH - 1 - abs(x))
             i, j = min(int(y), HEIGHT - 2), min(int(x), WIDTH - 2)
             image[row, column] = sum(
                 (1 - abs(y - k)) * (1 - abs(x - m)) * IMAGE[k, m].astype(float)
@@ -200,6 +403,140 @@ def test_a_mask_keeps_its_own_ignored_pixels():
         np.testing.assert_array_equal(got, np.full((4, 4), 255))
 
 
+# A bound on one class's share
+
+STRIPES = np.repeat(np.array([[0, 0, 0, 0, 0, 0, 0, 1, 2, 255]], np.uint8), 8, axis=0)
+
+
+def slow_bounded_crop(key, label, size, max_share):
+    """mmsegmentation's RandomCrop on this library's random numbers: which of the windows."""
+    _, places = jax.random.split(key)
+    room = np.subtract(label.shape, size)
+
+    def window(number):
+        drawn = jax.random.uniform(jax.random.fold_in(places, number), (2,))
+        top, left = np.round(np.asarray(drawn) * room).astype(int)
+        return label[top : top + size[0], left : left + size[1]]
+
+    for number in range(10):
+        values, counts = np.unique(window(number), return_counts=True)
+        counts = counts[values != 255]
+        if len(counts) > 1 and counts.max() / counts.sum() < max_share:
+            return number, window(number)
+    return 10, window(10)
+
+
+@pytest.mark.parametrize("max_share", [0.75, 0.5, 0.01])
+def test_a_bounded_crop_is_the_slow_one(max_share):
+    size, chosen = (3, 4), set()
+    f = compiled(partial(random_scale_crop, size=size, scale=(1.0, 1.0), max_share=max_share))
+    image = np.zeros((*STRIPES.shape, 1), np.uint8)
+    for seed in range(40):
+        number, want = slow_bounded_crop(jax.random.key(seed), STRIPES, size, max_share)
+        got = f(jax.random.key(seed), Example(image, STRIPES))
+        np.testing.assert_array_equal(got.label, want)
+        chosen.add(number)
+    assert chosen == {10} if max_share == 0.01 else len(chosen) > 3
+
+
+# What holds for all that move pixels
+
+SIDE = 14
+MOVING = {
+    "scale and crop": partial(random_scale_crop, size=(9, 20)),
+    "bounded crop": partial(random_scale_crop, size=(9, 8), max_share=0.75),
+    "mirrored crop": partial(random_scale_crop, size=(20, 9), outside="mirror"),
+    "flip": random_flip,
+    "flip down": partial(random_flip, axis=0),
+    "quarter turn": random_rot90,
+    "rotation": partial(random_rotation, shift=5),
+    "mirrored rotation": partial(random_rotation, shift=5, outside="mirror"),
+    "elastic": partial(random_elastic, sigma=3),
+    "mirrored elastic": partial(random_elastic, sigma=3, outside="mirror"),
+    "elastic field": partial(random_elastic_field, alpha=20, sigma=2),
+}
+each_moving = pytest.mark.parametrize("name", MOVING)
+seeds = st.integers(0, 2**31 - 1)
+
+
+@each_moving
+@settings(max_examples=15, deadline=None)
+@given(seed=seeds)
+def test_image_label_and_weight_never_part_company(name, seed):
+    """All hold a pixel's row and column: what is nearest is half a pixel away at most."""
+    rows, columns = np.indices((SIDE, SIDE))
+    number = rows * SIDE + columns
+    image = np.stack([rows, columns], -1).astype(np.uint8)
+    example = Example(image, number.astype(np.uint8), number.astype(np.float32))
+    got = jax.tree.map(np.asarray, compiled(MOVING[name])(jax.random.key(seed), example))
+    place = np.stack(np.divmod(got.weight, SIDE), -1)
+    assert np.abs(got.image - place).max() <= 0.5 + 1e-4
+    valid = got.label != 255
+    np.testing.assert_array_equal(got.label[valid], got.weight[valid])
+    assert valid.mean() > 0.1
+
+
+@each_moving
+@settings(max_examples=15, deadline=None)
+@given(seed=seeds)
+def test_ignore_is_neither_invented_nor_lost_but_outside(name, seed):
+    label = np.random.default_rng(seed).choice([0, 1, 2, 255], (SIDE, SIDE)).astype(np.uint8)
+    label[0] = np.arange(SIDE) % 2  # what a bounded crop looks for is there
+    places = np.arange(SIDE * SIDE, dtype=np.float32).reshape(SIDE, SIDE)
+    image = np.zeros((SIDE, SIDE, 1), np.uint8)
+    f, key = compiled(MOVING[name]), jax.random.key(seed)
+    got = jax.tree.map(np.asarray, f(key, Example(image, label, places)))
+    want = label.ravel()[got.weight.astype(int)]
+    if "bounded" in name:
+        outside = got.label != want
+        assert (got.label[outside] == 255).all()
+    else:
+        outside = np.asarray(f(key, Example(image, np.zeros_like(label), places)).label) == 255
+    np.testing.assert_array_equal(got.label, np.where(outside, 255, want))
+    if "mirror" in name or "flip" in name or "quarter" in name:
+        assert not outside.any()
+
+
+NEUTRAL = {
+    "scale and crop": partial(random_scale_crop, size=(5, 6), scale=(1.0, 1.0)),
+    "rotation": partial(random_rotation, degrees=0, shift=0),
+    "elastic": partial(random_elastic, sigma=0),
+    "elastic field": partial(random_elastic_field, alpha=0),
+    "grey values": partial(random_grey_values, brightness=0, contrast=(1, 1)),
+    "photometric": partial(
+        random_photometric, brightness=0, contrast=(1, 1), saturation=(1, 1), hue=0
+    ),
+}
+
+
+@pytest.mark.parametrize("name", NEUTRAL)
+@settings(max_examples=20, deadline=None)
+@given(image=arrays.arrays(np.uint8, (5, 6, 3)), label=arrays.arrays(np.uint8, (5, 6)), seed=seeds)
+def test_neutral_parameters_change_no_bit(name, image, label, seed):
+    example = Example(image, label, label.astype(np.float32))
+    got = compiled(NEUTRAL[name])(jax.random.key(seed), example)
+    for array, want in zip(got, example, strict=True):
+        np.testing.assert_array_equal(array, want)
+
+
+def test_compose_applies_in_order_each_with_a_key_of_its_own():
+    def add(key, example):
+        return example._replace(image=example.image + jax.random.uniform(key))
+
+    def double(key, example):
+        return example._replace(image=2 * example.image)
+
+    def image(*augmentations):
+        zeros = Example(np.zeros((1, 1, 1), np.float32), np.zeros((1, 1), np.uint8))
+        return float(compose(*augmentations)(jax.random.key(0), zeros).image[0, 0, 0])
+
+    first, both = image(add), image(add, add)
+    assert 0 < first < 1 and both not in (first, 2 * first)
+    assert image(add, double) == pytest.approx(2 * first)
+    assert image(double, add) not in (first, 2 * first)
+    assert image() == 0
+
+
 # Keys
 
 
@@ -216,7 +553,7 @@ def test_a_key_is_of_seed_epoch_and_record():
     assert (jax.random.key_data(ordered) != jax.random.key_data(swapped)).any()
 
 
-CROP = partial(random_scale_crop, size=(5, 6))
+CROP = partial(random_scale_crop, size=(5, 6), max_share=0.2)  # which draws most anew
 
 
 def augmented(epochs, records):
@@ -224,26 +561,26 @@ def augmented(epochs, records):
     keys = jax.vmap(partial(record_key, jax.random.key(3)))(epochs, records)
     images = jnp.asarray(IMAGE) + records[:, None, None, None].astype(jnp.uint8)
     labels = jnp.broadcast_to(jnp.asarray(LABEL), (len(records), HEIGHT, WIDTH))
-    return jax.vmap(CROP)(keys, images, labels)
+    return jax.vmap(CROP)(keys, Example(images, labels))
 
 
 def test_an_example_does_not_depend_on_its_batch_or_place():
     epochs, records = np.zeros(4, np.int32), np.array([4, 1, 3, 2], np.int32)
-    images, labels = jax.jit(augmented)(epochs, records)
+    batch = jax.jit(augmented)(epochs, records)
     for i, record in enumerate(records):
-        image, label = CROP(
-            record_key(jax.random.key(3), 0, record), IMAGE + np.uint8(record), LABEL
-        )
-        np.testing.assert_allclose(images[i], image, atol=1e-3)
-        np.testing.assert_array_equal(labels[i], label)
-    reversed_images, reversed_labels = jax.jit(augmented)(epochs, records[::-1])
-    np.testing.assert_array_equal(reversed_images[::-1], images)
-    np.testing.assert_array_equal(reversed_labels[::-1], labels)
+        key = record_key(jax.random.key(3), 0, record)
+        alone = compiled(CROP)(key, Example(IMAGE + np.uint8(record), LABEL))
+        np.testing.assert_allclose(batch.image[i], alone.image, atol=1e-3)
+        np.testing.assert_array_equal(batch.label[i], alone.label)
+    backwards = jax.jit(augmented)(epochs, records[::-1])
+    np.testing.assert_array_equal(backwards.image[::-1], batch.image)
+    np.testing.assert_array_equal(backwards.label[::-1], batch.label)
 
 
 def test_a_sharded_batch_is_augmented_as_on_one_device():
     batch = np.zeros(8, np.int32), np.arange(8, dtype=np.int32)
     on_devices = sharding.put(batch, sharding.make_mesh())
-    for got, want in zip(jax.jit(augmented)(*on_devices), jax.jit(augmented)(*batch), strict=True):
-        assert len(got.sharding.device_set) == 8
-        np.testing.assert_allclose(got, want, atol=1e-3)
+    got, want = jax.jit(augmented)(*on_devices), jax.jit(augmented)(*batch)
+    assert len(got.image.sharding.device_set) == 8
+    np.testing.assert_allclose(got.image, want.image, atol=1e-3)
+    np.testing.assert_array_equal(got.label, want.label)
