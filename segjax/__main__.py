@@ -1,10 +1,59 @@
 """What needs no recipe: the verbs on a run folder, as python -m segjax predict RUN IMAGE…, and a
-table of the networks, python -m segjax models.
+table of the networks, python -m segjax models; prepare, which brings in a data set; and two of a
+recipe's, audit and show-augment.
 """
 
+import runpy
+import sys
+from pathlib import Path
+
+import tyro
+
 from segjax.command import command
-from segjax.verbs import evaluate, models, predict
+from segjax.errors import SegjaxError
+from segjax.prepare import prepare
+from segjax.verbs import audit, evaluate, models, predict
+
+
+def _run(recipe: Path, verb: str) -> None:
+    if not recipe.is_file():
+        raise SegjaxError(f"{recipe}: no such file. Name the script of a recipe.")
+    sys.argv = [str(recipe), verb, *options]
+    sys.path.insert(0, str(recipe.parent))  # as for a script that is run
+    runpy.run_path(str(recipe), run_name="__main__")
+
+
+@tyro.conf.configure(tyro.conf.PositionalRequiredArgs)
+def show_augment(recipe: Path) -> None:
+    """Draw what a recipe's augmentation makes of its training pictures, by the recipe's own verb.
+
+    Args:
+        recipe: Its script; what follows are the script's options, such as --data and --out.
+    """
+    _run(recipe, "show-augment")
+
+
+@tyro.conf.configure(tyro.conf.PositionalRequiredArgs)
+def audit_recipe(recipe: Path) -> None:
+    """Read the data of a recipe once and tell what is wrong with it, by the recipe's own verb.
+
+    Args:
+        recipe: Its script; what follows are the script's options, such as --data and --out.
+    """
+    _run(recipe, "audit")
+
 
 if __name__ == "__main__":
-    verbs = {"evaluate": evaluate, "predict": predict, "models": models}
-    command(verbs, description=__doc__, prog="python -m segjax")
+    arguments, options = sys.argv[1:], []
+    of_recipe = len(arguments) > 1 and arguments[1].endswith(".py")
+    if of_recipe:
+        arguments, options = arguments[:2], arguments[2:]
+    verbs = {
+        "audit": audit_recipe if of_recipe else audit,
+        "evaluate": evaluate,
+        "predict": predict,
+        "models": models,
+        "prepare": prepare,
+        "show-augment": show_augment,
+    }
+    command(verbs, description=__doc__, prog="python -m segjax", argv=arguments)

@@ -1,19 +1,20 @@
 """Recipes and their training: where all shelves meet.
 
 A script in `experiments/` defines a frozen `Recipe` and hands it to `main`, which makes the
-commands train, evaluate, predict and cost of it.
+commands audit, train, evaluate, predict, cost and show-augment of it.
 """
 
 import abc
 import dataclasses
 import inspect
+import json
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, cast
 
 import jax
 import jax.numpy as jnp
@@ -24,21 +25,24 @@ import tyro
 from flax import linen as nn
 from flax.traverse_util import flatten_dict, unflatten_dict
 from jax.sharding import Mesh
+from rich.progress import track
 from rich.table import Table
 
 import segjax
-from segjax import inference, losses, metrics, optimizers, sharding, verbs
+from segjax import inference, losses, metrics, optimizers, sharding, verbs, visualise
 from segjax.checkpoint import Checkpoints
 from segjax.command import CompilationCount, command, interruption
-from segjax.data import augment, pipeline
+from segjax.data import audit, augment, cache, pipeline
+from segjax.data.augment import Example
 from segjax.errors import SegjaxError
 from segjax.models.layers import crop
 from segjax.progress import RunLog
-from segjax.run import Run, start_run
+from segjax.run import Run, start_run, write_whole
 from segjax.train import Batch, Every, State, fit, make_state, make_train_step, step_cost
 
 Split = Literal["train", "val"]
-_COUNTS = ("steps", "batch_size", "evaluate_every", "log_every")
+_SHEET = (4, 4)  # training pictures and augmentations of each on a sheet
+_COUNTS = ("steps", "batch_size", "workers", "evaluate_every", "log_every")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,6 +69,15 @@ class Recipe(abc.ABC):
     """A run whose weights to start from, where names and shapes agree: FCN-16s from a 32s run."""
     seed: int = 0
     """Of parameters, order, augmentation and dropout."""
+    buckets: tuple[tuple[int, int], ...] = ()
+    """Heights and widths to which held-out pictures are padded, each to the smallest that holds
+    it, so that sizes may differ with few compilations; by default the canvas."""
+    workers: int = 2
+    """Threads that read and decode ahead; what is trained does not depend on it."""
+    cache: Literal["no", "memory", "disk"] = "no"
+    """Where decoded pictures are kept, so that they are decoded once."""
+    skip_broken: bool = False
+    """Leave out examples that cannot be read; they are counted, and listed in skipped.json."""
     evaluate_every: int = 500
     """Steps between evaluations, each followed by a checkpoint."""
     log_every: int = 20
@@ -84,9 +97,7 @@ class Recipe(abc.ABC):
         """The data to train on, or the data held out."""
 
     @abc.abstractmethod
-    def augment(
-        self, key: jax.Array, image: jax.Array, label: jax.Array
-    ) -> tuple[jax.Array, jax.Array]:
+    def augment(self, key: jax.Array, example: Example) -> Example:
         """One example of canvas size -> one of crop size, on the device."""
 
     def schedule(self) -> optimizers.Schedule:
@@ -101,30 +112,33 @@ class Recipe(abc.ABC):
         """The network's variables to start with, given random ones: fill in pretrained ones."""
         return variables
 
-    def loss(self, output: Any, labels: jax.Array) -> jax.Array:
-        """The network's output and labels (B, H, W) -> scalar; by default cross-entropy."""
-        return losses.cross_entropy(output.logits, labels)
+    def loss(self, output: Any, example: Example) -> jax.Array:
+        """The network's output and the batch (label (B, H, W)) -> scalar; by default cross-entropy.
+
+        Weighted where the source gives weights, divided by the valid pixels in any case.
+        """
+        return losses.cross_entropy(output.logits, example.label, pixel_weights=example.weight)
 
 
 def make_prepare(
     recipe: Recipe, *, margin: int = 0
-) -> Callable[[jax.Array, Batch], tuple[jax.Array, jax.Array]]:
-    """(key, batch) -> network input (B, H, W, C) and labels, on the device: augmented, scaled.
+) -> Callable[[jax.Array, Batch], tuple[jax.Array, Example]]:
+    """(key, batch) -> network input (B, H, W, C) and its truth, on the device: augmented, scaled.
 
-    A network that loses a margin sees pictures mirrored by it beyond their edges, and labels
-    without it.
+    The truth is the augmented batch, whose pictures are not scaled. A network that loses a margin
+    sees pictures mirrored by it beyond their edges, and a truth without it.
     """
 
-    def prepare(key: jax.Array, batch: Batch) -> tuple[jax.Array, jax.Array]:
-        images, labels = batch["image"], batch["label"]
-        if margin:
-            around = ((0, 0), (margin, margin), (margin, margin))
-            images = jnp.pad(images, (*around, (0, 0)), mode="reflect")
-            labels = jnp.pad(labels, around, constant_values=pipeline.IGNORE)
+    def augmented(key: jax.Array, example: Example) -> Example:
+        return recipe.augment(key, augment.mirror_pad(example, margin))
+
+    def prepare(key: jax.Array, batch: Batch) -> tuple[jax.Array, Example]:
         keys = jax.vmap(partial(augment.record_key, key))(batch["epoch"], batch["record"])
-        images, labels = jax.vmap(recipe.augment)(keys, images, labels)
-        _, height, width = labels.shape
-        return recipe.normalise(images), crop(labels, height - 2 * margin, width - 2 * margin)
+        example = Example(batch["image"], batch["label"], batch.get("weight"))
+        example = jax.vmap(augmented)(keys, example)
+        _, height, width = example.label.shape
+        inner = partial(crop, height=height - 2 * margin, width=width - 2 * margin)
+        return recipe.normalise(example.image), jax.tree.map(inner, example)
 
     return prepare
 
@@ -206,9 +220,16 @@ def train(recipe: Recipe, folder: Path, *, name: str) -> None:
     compiled = CompilationCount()
     mesh = sharding.make_mesh()
     parts = _Parts(recipe, mesh)
-    data, held_out = recipe.source("train"), recipe.source("val")
-    for source in (data, held_out):
-        _check_source(source, num_classes=parts.model.num_classes, canvas=recipe.canvas)
+    sources = {"train": recipe.source("train"), "val": recipe.source("val")}
+    for source in sources.values():
+        _check_classes(source, num_classes=parts.model.num_classes)
+    if recipe.skip_broken:
+        skipped = _broken(sources, folder / "skipped.json")
+        for split, broken in skipped.items():
+            sources[split] = audit.without(sources[split], tuple(map(int, broken)))
+    canvases = {"train": [recipe.canvas], "val": recipe.buckets or [recipe.canvas]}
+    audit.check(sources, canvases=canvases)
+    data, held_out = (_kept(source, recipe.cache) for source in sources.values())
     start_run(
         folder,
         name=name,
@@ -216,11 +237,15 @@ def train(recipe: Recipe, folder: Path, *, name: str) -> None:
         parts={
             "model": parts.model,
             "normalise": recipe.normalise,
-            "source": held_out,
+            "source": sources["val"],
             "classes": held_out.classes,
             "palette": held_out.palette,
         },
     )
+    if recipe.skip_broken and jax.process_index() == 0:
+        write_whole(folder / "skipped.json", json.dumps(skipped, indent=1))
+        for split, broken in skipped.items():
+            print(*broken.values(), f"{split}: {len(broken)} examples are skipped.", sep="\n")
     predict = inference.make_predict(parts.model, normalise=recipe.normalise)
 
     with Checkpoints(folder / "checkpoints") as checkpoints, interruption() as interrupted:
@@ -249,7 +274,8 @@ def train(recipe: Recipe, folder: Path, *, name: str) -> None:
                         held_out,
                         mesh,
                         batch_size=recipe.batch_size,
-                        canvas=recipe.canvas,
+                        canvases=canvases["val"],
+                        workers=recipe.workers,
                     )
                 )
                 checkpoints.save(number, state, scores)
@@ -266,6 +292,7 @@ def train(recipe: Recipe, folder: Path, *, name: str) -> None:
                 start=start,
                 process=jax.process_index(),
                 processes=jax.process_count(),
+                threads=recipe.workers,
             )
             state = fit(
                 state,
@@ -314,22 +341,78 @@ def cost(recipe: Recipe) -> None:
     rich.print(table)
 
 
+def show_augment(recipe: Recipe, out: Path) -> None:
+    """Draw a few training pictures with their labels, each beside what augmentation makes of it.
+
+    Args:
+        recipe: whose training data and `augment` are shown, as its network is given them.
+        out: the PNG to write.
+
+    Raises:
+        SegjaxError: what is wrong with the data.
+    """
+    source = recipe.source("train")
+    prepare = make_prepare(recipe, margin=cast(Any, recipe.model()).geometry.margin)
+    draw, key = jax.jit(lambda key, batch: prepare(key, batch)[1]), jax.random.key(recipe.seed)
+    rows = []
+    for record in np.linspace(0, len(source) - 1, min(_SHEET[0], len(source))).astype(int):
+        example = source[record]
+        epochs = np.arange(_SHEET[1])
+        padded = pipeline.pad_to_canvas(example, recipe.canvas)
+        batch = {name: np.stack([x] * len(epochs)) for name, x in padded.items()}
+        drawn = draw(key, batch | {"epoch": epochs, "record": np.full(len(epochs), record)})
+        pairs = [(example["image"], example["label"]), *zip(drawn.image, drawn.label, strict=True)]
+        rows.append(
+            [
+                visualise.overlay(
+                    np.rint(np.clip(image, 0, 255)).astype(np.uint8), label, source.palette
+                )
+                for image, label in pairs
+            ]
+        )
+    out.parent.mkdir(parents=True, exist_ok=True)
+    visualise.mosaic(rows).save(out, "PNG")
+    print(f"{out}: pictures on the left, beside each {_SHEET[1]} augmentations of it.")
+
+
 def _fields(recipe: Recipe) -> dict[str, Any]:
     return {f.name: getattr(recipe, f.name) for f in dataclasses.fields(recipe)}
 
 
-def _check_source(source: pipeline.Source, *, num_classes: int, canvas: tuple[int, int]) -> None:
-    """Raise SegjaxError where data and network do not fit, before anything is compiled."""
+def _kept(source: pipeline.Source, where: Literal["no", "memory", "disk"]) -> pipeline.Source:
+    """The source, whose examples are decoded once."""
+    if where == "memory":
+        return cache.in_memory(source)
+    return cache.on_disk(source, track) if where == "disk" else source
+
+
+def _check_classes(source: pipeline.Source, *, num_classes: int) -> None:
     if len(source.classes) != num_classes:
         raise SegjaxError(
             f"The data has {len(source.classes)} classes ({', '.join(source.classes)}), the "
             f"network {num_classes}: set its num_classes to {len(source.classes)}."
         )
-    pipeline.pad_to_canvas(source[0], canvas)
+
+
+def _broken(sources: Mapping[str, pipeline.Source], path: Path) -> dict[str, dict[str, str]]:
+    """The examples of each split that cannot be read: index -> what is wrong with it.
+
+    As listed at the run's first start, so that a batch stays a function of (seed, step).
+    """
+    if path.exists():
+        return json.loads(path.read_text(encoding="utf-8"))
+    return {
+        split: {
+            str(i): str(read)
+            for i, read in enumerate(audit.read_all(audit.bare(source)))
+            if isinstance(read, SegjaxError)
+        }
+        for split, source in sources.items()
+    }
 
 
 def main(recipe: type[Recipe], argv: Sequence[str] | None = None) -> None:
-    """The commands of a recipe: train, evaluate, predict, cost, each with --help.
+    """The commands of a recipe (audit, train, evaluate, predict, …), each with --help.
 
     Args:
         recipe: a concrete Recipe; its docstring is the help, its file's name the recipe's.
@@ -361,10 +444,28 @@ def main(recipe: type[Recipe], argv: Sequence[str] | None = None) -> None:
         jax.config.update("jax_enable_compilation_cache", False)  # it would hide the time
         cost(recipe)
 
+    def show_augment_(recipe: given, *, out: Path = Path(f"{name}_augment.png")) -> None:
+        """Draw a few training pictures, each beside some augmentations of it, labels laid over.
+
+        Args:
+            out: The PNG to write.
+        """
+        show_augment(recipe, out)
+
+    def audit_(recipe: given, *, out: Path = Path("audit")) -> None:
+        """Read all data once and tell what is wrong with it; the exit status is 1 for errors.
+
+        Args:
+            out: Where to write audit.html and audit.json.
+        """
+        verbs.audit_sources({split: recipe.source(split) for split in ("train", "val")}, out)
+
     commands = {
+        "audit": audit_,
         "train": train_,
         "evaluate": partial(verbs.evaluate, run=home),
         "predict": partial(verbs.predict, run=home),
         "cost": cost_,
+        "show-augment": show_augment_,
     }
     command(commands, description=inspect.getdoc(recipe) or "", argv=argv)

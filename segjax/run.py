@@ -2,6 +2,7 @@
 
     recipe.json       every field of the recipe, and the network, scaling and held-out data of it
     environment.json  versions, devices and command of each start
+    skipped.json      with skip_broken, the examples that cannot be read
     metrics.jsonl     what the training told
     checkpoints/      the newest and the best
     tensorboard/      events
@@ -30,7 +31,7 @@ import segjax
 from segjax.errors import SegjaxError
 
 # What may differ when a run is taken up again; all else would make it another run.
-_MAY_CHANGE = frozenset({"steps", "evaluate_every", "log_every", "data"})
+_MAY_CHANGE = frozenset({"steps", "evaluate_every", "log_every", "data", "workers", "cache"})
 _PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
 
 

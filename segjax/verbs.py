@@ -3,7 +3,8 @@
 import dataclasses
 import json
 import math
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -15,12 +16,16 @@ import rich
 import tyro
 from jax.sharding import Mesh
 from PIL import Image
+from rich.progress import track
 from rich.table import Table
 
-from segjax import inference, metrics, report, sharding, tiles, visualise
+from segjax import audit_page, inference, losses, metrics, report, sharding, tiles, visualise
 from segjax.checkpoint import Checkpoints
+from segjax.data import audit as auditing
 from segjax.data import pipeline
-from segjax.data.folder import read_picture
+from segjax.data.folder import Folder
+from segjax.data.labels import voc_palette
+from segjax.data.pictures import read_picture
 from segjax.errors import SegjaxError
 from segjax.models.variants import VARIANTS
 from segjax.run import Run, write_whole
@@ -56,9 +61,7 @@ def evaluate(
     stored = Run(run)
     source = stored.rebuild("source")
     if data is not None:
-        if not hasattr(source, "root"):
-            raise SegjaxError(f"{run}: its data is not read from a folder; drop --data.")
-        source = dataclasses.replace(source, root=data)
+        source = _moved(source, data)
     batch_size, canvas = batch_size or stored.fields["batch_size"], stored.fields["canvas"]
     mesh = sharding.make_mesh(jax.local_devices() if tile else None)
     sharding.check_batch_size(mesh, batch_size)
@@ -68,12 +71,30 @@ def evaluate(
         print(tiles.plan(stored.rebuild("model"), canvas, tile))
         confusion = confusion_by_tiles(on_mesh, source, canvas=canvas)
     else:
-        confusion = confusion_of(on_mesh, source, mesh, batch_size=batch_size, canvas=canvas)
+        canvases = [*map(tuple, stored.fields["buckets"] or [canvas])]
+        confusion = confusion_of(
+            on_mesh,
+            source,
+            mesh,
+            batch_size=batch_size,
+            canvases=canvases,
+            workers=stored.fields["workers"],
+        )
     if jax.process_index() == 0:
         # Alone, without the other processes of a cluster.
         alone = on_mesh if tile else partial(predict, jax.device_put(variables))
         _write_report(run, source, alone, step, confusion)
     return metrics.summary(confusion)
+
+
+def _moved(source: Any, root: Path) -> Any:
+    """The source, whose files lie in another folder now."""
+    for place in ("root", "data_dir"):
+        if hasattr(source, place):
+            return dataclasses.replace(source, **{place: root})
+    if hasattr(source, "source"):
+        return dataclasses.replace(source, source=_moved(source.source, root))
+    raise SegjaxError(f"{type(source).__name__} is not read from a folder; drop --data.")
 
 
 @tyro.conf.configure(tyro.conf.PositionalRequiredArgs)
@@ -111,11 +132,12 @@ def predict(
     _, logits, variables = load(stored, checkpoint, tile=tile, batch_size=tiles_at_a_time)
     logits = partial(logits, jax.device_put(variables))
     palette = stored.rebuild("palette")
+    ranges = getattr(auditing.bare(stored.rebuild("source")), "ranges", ())
     out.mkdir(parents=True, exist_ok=True)
     unread = []
     for path in images:
         try:
-            image = read_picture(path, stored.fields["channels"])
+            image = read_picture(path, stored.fields["channels"], ranges)
         except SegjaxError as error:
             unread.append(str(error))
             continue
@@ -128,6 +150,70 @@ def predict(
     if unread:
         done = len(images) - len(unread)
         raise SegjaxError("\n".join([*unread, f"The other {done} of {len(images)} are done."]))
+
+
+@tyro.conf.configure(tyro.conf.PositionalRequiredArgs)
+def audit(
+    source: Path,
+    *,
+    data: Path | None = None,
+    classes: int | None = None,
+    out: Path = Path("audit"),
+) -> None:
+    """Read a data set once and tell what is wrong with it; the exit status is 1 for errors.
+
+    Args:
+        source: A folder with images/ and masks/, whose splits are folders or lists in it; a run
+            folder, whose held-out data is read; or the script of a recipe, followed by its options.
+        data: Where the data of a run lies now, if it has moved.
+        classes: How many classes the masks of a folder have; by default any values are.
+        out: Where to write audit.html and audit.json.
+
+    Raises:
+        SegjaxError: there is no such data.
+    """
+    if (source / "recipe.json").exists():
+        held_out = Run(source).rebuild("source")
+        audit_sources({"val": _moved(held_out, data) if data else held_out}, out)
+        return
+    names = tuple(map(str, range(classes or 255)))
+    whole = Folder(source, names, voc_palette(len(names)))
+    splits = {
+        *(path.name for path in source.glob("images/*/")),
+        *(p.stem for p in source.glob("*.txt")),
+    }
+    sources = {split: dataclasses.replace(whole, split=split) for split in sorted(splits)}
+    audit_sources(sources or {source.name: whole}, out)
+
+
+def audit_sources(sources: Mapping[str, pipeline.Source], out: Path) -> None:
+    """Audit sources by split: print what was found, write it to audit.html and audit.json.
+
+    Exits with status 1 if there are errors.
+    """
+    sources = {split: auditing.bare(source) for split, source in sources.items()}
+    found = auditing.audit(sources, track)
+    for part in audit_page.renderables(found):
+        rich.get_console().print(part, soft_wrap=True)  # or it would break names of files
+
+    def draw(split: str, i: int) -> np.ndarray | None:
+        try:
+            example = sources[split][i]
+        except SegjaxError:
+            return None
+        return visualise.overlay(example["image"], example["label"], sources[split].palette)
+
+    out.mkdir(parents=True, exist_ok=True)
+    weights = {
+        name: losses.class_weights(split.counts).tolist()
+        for name, split in found.splits.items()
+        if split.counts.any()
+    }
+    write_whole(out / "audit.json", audit_page.as_json(found, weights))
+    write_whole(out / "audit.html", audit_page.page(found, draw))
+    print(f"\nLook at {out / 'audit.html'}; audit.json beside it lists all.")
+    if found.failed:
+        sys.exit(1)
 
 
 def load(
@@ -161,13 +247,15 @@ def confusion_of(
     mesh: Mesh,
     *,
     batch_size: int,
-    canvas: tuple[int, int],
+    canvases: Sequence[tuple[int, int]],
+    workers: int,
 ) -> np.ndarray:
     """The confusion matrix of a source, each process reading its share."""
     batches = pipeline.evaluation_batches(
         source,
         batch_size=batch_size,
-        canvas=canvas,
+        canvases=canvases,
+        threads=workers,
         process=jax.process_index(),
         processes=jax.process_count(),
     )
@@ -182,7 +270,7 @@ def confusion_by_tiles(
     batches = pipeline.evaluation_batches(
         source,
         batch_size=jax.process_count(),
-        canvas=canvas,
+        canvases=[canvas],
         process=jax.process_index(),
         processes=jax.process_count(),
     )

@@ -40,9 +40,16 @@ def allowed(module: str) -> set[str]:
     if module == "segjax":
         return set()
     if module == "segjax.__main__":
-        return everywhere | {"segjax.command", "segjax.verbs"}
+        return everywhere | {"segjax.command", "segjax.prepare", "segjax.verbs"}
     if module in ("segjax.experiment", "segjax.verbs"):
         return set(MODULES) - {"segjax.__main__", "segjax.experiment", module}
+    if module == "segjax.prepare":
+        return everywhere | {"segjax.data.voc"}
+    if module == "segjax.audit_page":
+        return everywhere | {"segjax.data.audit", "segjax.data.pictures"}
+    if module.startswith("segjax.data."):
+        shelf = {name for name in MODULES if name.startswith("segjax.data.")}
+        return everywhere | shelf | ({"segjax.download"} if module == "segjax.data.voc" else set())
     if module == "segjax.report":
         return everywhere | {"segjax.visualise"}
     if module == "segjax.inference":

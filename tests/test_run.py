@@ -14,6 +14,7 @@ import pytest
 from segjax.data.augment import Normalise
 from segjax.data.folder import Folder
 from segjax.data.shapes import Shapes
+from segjax.data.weight_map import Weighted
 from segjax.errors import SegjaxError
 from segjax.models import FCN, UNet
 from segjax.run import Run, start_run, write_whole
@@ -69,6 +70,7 @@ def same(rebuilt, original):
         ("normalise", NORMALISE),
         ("source", Shapes(12, (48, 64), seed=3)),
         ("source", FOLDER),
+        ("source", Weighted(FOLDER, w0=3.0)),
     ],
     ids=lambda x: x if isinstance(x, str) else type(x).__name__,
 )

@@ -4,7 +4,8 @@ Pictures are padded to one canvas, so that a step compiles once. All of Grain is
 batches on devices is `sharding.prefetch`.
 """
 
-from collections.abc import Callable, Iterator
+import math
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Protocol
 
 import grain
@@ -18,7 +19,9 @@ IGNORE = 255
 class Source(Protocol):
     """A data set: `source[i]` is the same {"image", "label", "id"} for the same i, every time.
 
-    image: uint8 (H, W, C).  label: uint8 (H, W), class index or 255.  id: names it in messages.
+    image: uint8 or float32 (H, W, C) in 0–255.  label: uint8 (H, W), class index or 255.
+    id: names it in messages.
+    It may also have "weight": float32 (H, W), each pixel's factor in the loss.
     """
 
     @property
@@ -31,6 +34,8 @@ class Source(Protocol):
 
 def pad_to_canvas(example: dict[str, Any], canvas: tuple[int, int]) -> dict[str, np.ndarray]:
     """Put a picture at the top left of a canvas: mirrored beyond its edge, the label ignored.
+
+    A "weight" (H, W) goes with it, 0 there.
 
     Raises:
         SegjaxError: the picture is larger than the canvas.
@@ -46,7 +51,10 @@ def pad_to_canvas(example: dict[str, Any], canvas: tuple[int, int]) -> dict[str,
     if below or right:
         image = np.pad(image, ((0, below), (0, right), (0, 0)), mode="reflect")
         label = np.pad(label, ((0, below), (0, right)), constant_values=IGNORE)
-    return {"image": image, "label": label}
+    padded = {"image": image, "label": label}
+    if "weight" in example:
+        padded["weight"] = np.pad(example["weight"], ((0, below), (0, right)))
+    return padded
 
 
 def train_batches(
@@ -73,7 +81,7 @@ def train_batches(
 
     Yields:
         image uint8 (B/processes, H, W, C), label uint8 (…, H, W), and int32 (…,) `epoch` and
-        `record`, of which augmentation makes its keys.
+        `record`, of which augmentation makes its keys; weight float32 (…, H, W) if the source has.
 
     Raises:
         SegjaxError: the source is empty; what the source raises.
@@ -97,26 +105,58 @@ def evaluation_batches(
     source: Source,
     *,
     batch_size: int,
-    canvas: tuple[int, int],
+    canvases: Sequence[tuple[int, int]],
     process: int = 0,
     processes: int = 1,
     threads: int = 2,
 ) -> Iterator[dict[str, np.ndarray]]:
-    """Every record once, in order; the last batch is filled up with pictures that are all ignored.
+    """Every record once, at its own resolution, in few shapes.
 
-    Arguments and errors as of `train_batches`; yields `image` and `label`.
+    Each picture is padded to the smallest canvas that holds it, in batches of one canvas each, the
+    first one's first; a last batch is filled up with pictures that are all ignored.
+
+    Args:
+        source: the data set; of several canvases, its method `size_of` tells heights and widths, if
+            it has one, or every record is read twice.
+        canvases: heights and widths.
+
+    The other arguments and the errors are those of `train_batches`; yields `image` and `label`.
     """
     if not len(source):
         raise SegjaxError("The evaluation data is empty: nothing to evaluate on.")
+    batches = []
+    for canvas, records in _by_canvas(source, canvases):
+        fill = -len(records) % batch_size
+        rows = [(record, canvas, False) for record in records] + [
+            (records[-1], canvas, True)
+        ] * fill
+        batches += [rows[i : i + batch_size] for i in range(0, len(rows), batch_size)]
 
     def load(position: int) -> dict[str, np.ndarray]:
-        example = pad_to_canvas(source[min(position, len(source) - 1)], canvas)
-        if position >= len(source):
+        record, canvas, filling = batches[position // batch_size][position % batch_size]
+        example = pad_to_canvas(source[record], canvas)
+        if filling:
             example["label"] = np.full_like(example["label"], IGNORE)
         return example
 
-    numbers = grain.MapDataset.range(-(-len(source) // batch_size))
+    numbers = grain.MapDataset.range(len(batches))
     return _read(numbers, load, batch_size, process, processes, threads)
+
+
+def _by_canvas(
+    source: Source, canvases: Sequence[tuple[int, int]]
+) -> list[tuple[tuple[int, int], list[int]]]:
+    """The records of each canvas that has any."""
+    if len(canvases) == 1:
+        return [(canvases[0], list(range(len(source))))]
+    size = getattr(source, "size_of", lambda record: source[record]["label"].shape)
+    held: dict[tuple[int, int], list[int]] = {canvas: [] for canvas in canvases}
+    for record in range(len(source)):
+        height, width = size(record)
+        fitting = [canvas for canvas in canvases if canvas[0] >= height and canvas[1] >= width]
+        # Where none holds it, `pad_to_canvas` will say so.
+        held[min(fitting, key=math.prod, default=max(canvases, key=math.prod))].append(record)
+    return [(canvas, records) for canvas, records in held.items() if records]
 
 
 def _read(

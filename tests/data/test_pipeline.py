@@ -123,7 +123,7 @@ def test_each_epoch_and_each_seed_has_an_order_of_its_own():
 @pytest.mark.parametrize("length", [1, 6, 7])
 def test_evaluation_reads_every_record_once_in_order(length, batch_size, processes):
     source = Numbers(length)
-    options = {"batch_size": batch_size, "canvas": CANVAS, "processes": processes}
+    options = {"batch_size": batch_size, "canvases": [CANVAS], "processes": processes}
     batches = joined([evaluation_batches(source, process=i, **options) for i in range(processes)])
     assert len(batches) == -(-length // batch_size)
     assert {batch["image"].shape for batch in batches} == {(batch_size, *CANVAS, 3)}
@@ -138,9 +138,34 @@ def test_evaluation_reads_every_record_once_in_order(length, batch_size, process
 
 @pytest.mark.parametrize("threads", [1, 4])
 def test_evaluation_does_not_depend_on_the_threads(threads):
-    options = {"batch_size": 2, "canvas": CANVAS}
+    options = {"batch_size": 2, "canvases": [CANVAS]}
     got = evaluation_batches(Numbers(7), threads=threads, **options)
     assert_equal(list(got), list(evaluation_batches(Numbers(7), **options)))
+
+
+class Sized(Numbers):
+    """Of 2 × 4 and 3 × 4 pixels in turn, as its method says without reading."""
+
+    def size_of(self, index):
+        return 2 + index % 2, 4
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+@pytest.mark.parametrize("kind", [Numbers, Sized])
+def test_evaluation_pads_each_picture_to_the_smallest_canvas_that_holds_it(kind, processes):
+    options = {"batch_size": 2, "canvases": [(5, 6), (2, 5), (3, 4)], "processes": processes}
+    batches = joined([evaluation_batches(kind(7), process=i, **options) for i in range(processes)])
+    shapes = [batch["image"].shape[1:3] for batch in batches]
+    assert shapes == [(2, 5), (2, 5), (3, 4), (3, 4)]
+    valid = [label[label != 255] for batch in batches for label in batch["label"]]
+    assert [v[0] for v in valid if v.size] == [0, 2, 4, 6, 1, 3, 5]
+    assert sum(v.size for v in valid) == (4 * 2 + 3 * 3) * 4
+
+
+def test_a_picture_larger_than_every_canvas_is_named():
+    batches = evaluation_batches(Numbers(2), batch_size=1, canvases=[(2, 4), (2, 9), (1, 4)])
+    with pytest.raises(SegjaxError, match=r"number 1: the picture is 3×4 .* canvas of 2×9"):
+        list(batches)
 
 
 # Canvas
@@ -184,10 +209,10 @@ def test_a_picture_larger_than_the_canvas_is_named(canvas):
 @pytest.mark.parametrize("threads", [1, 3])
 def test_what_the_source_raises_arrives_as_it_is(threads):
     source = Numbers(7, broken=4)
-    options = {"batch_size": 2, "canvas": CANVAS, "threads": threads}
+    options = {"batch_size": 2, "threads": threads}
     for batches in (
-        train_batches(source, seed=0, **options),
-        evaluation_batches(source, **options),
+        train_batches(source, seed=0, canvas=CANVAS, **options),
+        evaluation_batches(source, canvases=[CANVAS], **options),
     ):
         with pytest.raises(SegjaxError) as error:
             list(itertools.islice(batches, 4))
@@ -196,7 +221,7 @@ def test_what_the_source_raises_arrives_as_it_is(threads):
 
 
 def test_the_batches_before_a_broken_record_still_arrive():
-    batches = evaluation_batches(Numbers(7, broken=4), batch_size=2, canvas=CANVAS)
+    batches = evaluation_batches(Numbers(7, broken=4), batch_size=2, canvases=[CANVAS])
     assert [batch["image"][0, 0, 0, 0] for batch in itertools.islice(batches, 2)] == [0, 2]
 
 
@@ -204,4 +229,4 @@ def test_an_empty_source_is_told_at_once():
     with pytest.raises(SegjaxError, match="The training data is empty"):
         train_batches(Numbers(0), batch_size=2, canvas=CANVAS, seed=0)
     with pytest.raises(SegjaxError, match="The evaluation data is empty"):
-        evaluation_batches(Numbers(0), batch_size=2, canvas=CANVAS)
+        evaluation_batches(Numbers(0), batch_size=2, canvases=[CANVAS])
