@@ -60,6 +60,7 @@ def make_tiled_predict(
     normalise: Callable[[jax.Array], jax.Array],
     tile: int,
     batch_size: int,
+    gaussian: bool = False,
     put: Callable[[np.ndarray], jax.Array] = jnp.asarray,
 ) -> Callable[[Mapping[str, Any], Any], np.ndarray]:
     """The prediction of a network by tiles, of which alone the device holds a batch.
@@ -73,6 +74,7 @@ def make_tiled_predict(
         normalise: what the network was trained with, uint8 -> float32.
         tile: greatest side of the network's input, in pixels.
         batch_size: tiles at a time.
+        gaussian: weigh the pixels of such windows, as `tiles.stitch`.
         put: moves a batch of tiles to the device or devices.
 
     Returns:
@@ -87,7 +89,11 @@ def make_tiled_predict(
         images = np.asarray(images)
         plan = tiles.plan(model, images.shape[1:3], tile)
         return tiles.stitch(
-            lambda batch: forward(variables, put(batch)), images, plan, batch_size=batch_size
+            lambda batch: forward(variables, put(batch)),
+            images,
+            plan,
+            batch_size=batch_size,
+            gaussian=gaussian,
         )
 
     return predict

@@ -42,6 +42,7 @@ def evaluate(
     batch_size: int | None = None,
     checkpoint: Which = "best",
     tile: int | None = None,
+    gaussian: bool = False,
 ) -> dict[str, float]:
     """Score a run on its held-out data; write scores, curves and pictures to its report folder.
 
@@ -51,6 +52,7 @@ def evaluate(
         batch_size: Pictures (with --tile, tiles) at a time; the scores do not depend on it.
         checkpoint: Which checkpoint.
         tile: Compute by tiles of at most so many pixels a side, for pictures that are too large.
+        gaussian: Where windows are averaged (SETR), let their weights fall towards the border.
 
     Returns:
         The overall scores by name.
@@ -65,7 +67,9 @@ def evaluate(
     batch_size, canvas = batch_size or stored.fields["batch_size"], stored.fields["canvas"]
     mesh = sharding.make_mesh(jax.local_devices() if tile else None)
     sharding.check_batch_size(mesh, batch_size)
-    step, predict, variables = load(stored, checkpoint, tile=tile, batch_size=batch_size)
+    step, predict, variables = load(
+        stored, checkpoint, tile=tile, gaussian=gaussian, batch_size=batch_size
+    )
     on_mesh = partial(predict, jax.device_put(variables, sharding.replicated(mesh)))
     if tile:
         print(tiles.plan(stored.rebuild("model"), canvas, tile))
@@ -105,6 +109,7 @@ def predict(
     out: Path | None = None,
     checkpoint: Which = "best",
     tile: int | None = None,
+    gaussian: bool = False,
 ) -> None:
     """Write label PNGs and overlays of pictures of any size.
 
@@ -114,6 +119,7 @@ def predict(
         out: Where to write; by default `predictions` in the run folder.
         checkpoint: Which checkpoint.
         tile: Compute by tiles of at most so many pixels a side, for pictures that are too large.
+        gaussian: Where windows are averaged (SETR), let their weights fall towards the border.
 
     Raises:
         SegjaxError: pictures that cannot be read, after all others are done.
@@ -129,7 +135,9 @@ def predict(
     if not images:
         raise SegjaxError("No picture was named; give one or more files.")
     tiles_at_a_time = jax.local_device_count()
-    _, logits, variables = load(stored, checkpoint, tile=tile, batch_size=tiles_at_a_time)
+    _, logits, variables = load(
+        stored, checkpoint, tile=tile, gaussian=gaussian, batch_size=tiles_at_a_time
+    )
     logits = partial(logits, jax.device_put(variables))
     palette = stored.rebuild("palette")
     ranges = getattr(auditing.bare(stored.rebuild("source")), "ranges", ())
@@ -217,7 +225,12 @@ def audit_sources(sources: Mapping[str, pipeline.Source], out: Path) -> None:
 
 
 def load(
-    run: Run, checkpoint: Which, *, tile: int | None = None, batch_size: int = 1
+    run: Run,
+    checkpoint: Which,
+    *,
+    tile: int | None = None,
+    gaussian: bool = False,
+    batch_size: int = 1,
 ) -> tuple[int, Callable[..., Any], Any]:
     """The step of a checkpoint, the run's `make_predict`, and the variables (NumPy) it takes.
 
@@ -236,7 +249,12 @@ def load(
         return step, inference.make_predict(model, normalise=normalise), variables
     put = partial(sharding.put, mesh=sharding.make_mesh(jax.local_devices()))
     predict = inference.make_tiled_predict(
-        model, normalise=normalise, tile=tile, batch_size=batch_size, put=put
+        model,
+        normalise=normalise,
+        tile=tile,
+        batch_size=batch_size,
+        gaussian=gaussian,
+        put=put,
     )
     return step, predict, variables
 

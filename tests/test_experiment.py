@@ -16,11 +16,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from segjax import experiment, visualise
+from segjax import experiment, verbs, visualise
 from segjax.checkpoint import Checkpoints
 from segjax.models import Output
 from segjax.progress import RunLog
 from segjax.report import read_metrics
+from segjax.run import Run
 
 EXPERIMENTS = Path(__file__).parents[1] / "experiments"
 sys.path.insert(0, str(EXPERIMENTS))  # as for a script that is run; some share what camvid.py has
@@ -154,6 +155,15 @@ def test_every_recipe_trains_evaluates_and_predicts(script, folder, isbi, nuclei
         assert overlay.size == (21, 33)
     run(name, "predict", picture, "--run", home, "--out", tmp_path / "tiled", *tile)
     assert (tmp_path / "tiled/odd.png").read_bytes() == (tmp_path / "out/odd.png").read_bytes()
+
+    if "setr" in name:  # whose windows of 32 pixels are averaged
+        images = np.random.default_rng(0).integers(0, 256, (1, 40, 44, 3), np.uint8)
+        logits = []
+        for gaussian in (False, True):
+            loaded = verbs.load(Run(home), "best", tile=32, gaussian=gaussian, batch_size=8)
+            logits.append(loaded[1](loaded[2], images))
+        assert np.ptp(logits[0] - logits[1]) > 0
+        run(name, "evaluate", "--run", home, "--tile", 32, "--gaussian")
 
 
 def test_a_weight_map_comes_to_the_loss_with_its_labels():
@@ -302,6 +312,23 @@ def state_of(home):
     with Checkpoints(home / "checkpoints") as checkpoints, warnings.catch_warnings():
         warnings.simplefilter("ignore")  # Orbax: no shardings are given
         return checkpoints.newest, checkpoints._manager.restore(checkpoints.newest)
+
+
+def test_workers_caches_and_buckets_change_nothing(folder, tmp_path):
+    train = ["train", *small("unet_camvid", "--data", folder)]
+
+    def run_as(name, *more):
+        run("unet_camvid", *train, "--run", tmp_path / name, *more)
+        scores = json.loads((tmp_path / name / "report/scores.json").read_text())
+        return state_of(tmp_path / name)[1]["params"], scores["mean_iou"]
+
+    params, score = run_as("plain")
+    other, _ = run_as("other", "--cache", "memory", "--workers", 1)
+    jax.tree.map(np.testing.assert_array_equal, other, params)
+    run_as("other", "--cache", "disk", "--workers", 3)
+    other, same = run_as("buckets", "--cache", "disk", "--buckets", 40, 44, 48, 48)
+    jax.tree.map(np.testing.assert_array_equal, other, params)
+    assert same == pytest.approx(score, abs=1e-4)
 
 
 def test_interrupted_and_resumed_is_bit_identical(tmp_path, monkeypatch, capsys):
