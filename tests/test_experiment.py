@@ -2,6 +2,7 @@
 
 import contextlib
 import importlib.util
+import io
 import json
 import os
 import signal
@@ -18,6 +19,7 @@ from PIL import Image
 
 from segjax import experiment, verbs, visualise
 from segjax.checkpoint import Checkpoints
+from segjax.data.voc import VocSegmentation
 from segjax.models import Output
 from segjax.progress import RunLog
 from segjax.report import read_metrics
@@ -38,8 +40,11 @@ SMALL = {
     "unet_dsb2018": "--canvas 40 44 --crop 32 32 --widths 4 8",
     "unetplusplus_dsb2018": "--canvas 40 44 --crop 32 32 --widths 4 8",
 }
+SMALL["fcn8s_voc"] = SMALL["fcn8s_camvid"] + " --buckets 40 44 48 48"
 SMALL["ablation_fusion_camvid"] = SMALL["fcn8s_camvid"] + " --fusion concat"
 SMALL["ablation_upsampling_camvid"] = SMALL["fcn8s_camvid"] + " --upsampling learned"
+
+FOLDERS = {"camvid": "folder", "isbi": "isbi", "dsb2018": "nuclei", "voc": "voc"}  # fixtures
 
 
 def recipe_of(name):
@@ -115,11 +120,35 @@ def nuclei(tmp_path):
     return home
 
 
+@pytest.fixture
+def voc(tmp_path, monkeypatch):
+    """As `prepare` leaves it."""
+    rng = np.random.default_rng(0)
+
+    def encoded(pixels, kind):
+        file = io.BytesIO()
+        Image.fromarray(pixels).save(file, kind)
+        return file.getvalue()
+
+    def examples():
+        for i in range(8):
+            picture = rng.integers(0, 256, (40, 44 - i), np.uint8)
+            mask = rng.choice([0, 1, 20, 255], picture.shape).astype(np.uint8)
+            picture = encoded(np.stack([picture] * 3, -1), "jpeg")
+            yield i, {"image": picture, "mask": encoded(mask, "png"), "id": f"2007_{i}"}
+
+    builder = VocSegmentation(config="2012_sbd", data_dir=tmp_path / "voc")
+    splits = {"trainaug": examples(), "val": examples()}
+    monkeypatch.setattr(builder, "_split_generators", lambda downloads: splits)
+    builder.download_and_prepare(file_format="array_record")
+    return tmp_path / "voc"
+
+
 @pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.stem)
-def test_every_recipe_trains_evaluates_and_predicts(script, folder, isbi, nuclei, tmp_path, capsys):
+def test_every_recipe_trains_evaluates_and_predicts(script, request, tmp_path, capsys):
     name, home = script.stem, tmp_path / "run"
-    folders = {"camvid": folder, "isbi": isbi, "dsb2018": nuclei}
-    data = [x for of, path in folders.items() if name.endswith(of) for x in ("--data", path)]
+    folder = FOLDERS.get(name.split("_")[-1])
+    data = ("--data", request.getfixturevalue(folder)) if folder else ()
     run(name, "train", "--run", home, *small(name, *data))
     assert {path.name for path in home.iterdir()} >= {
         "recipe.json", "environment.json", "metrics.jsonl", "checkpoints", "tensorboard", "report"

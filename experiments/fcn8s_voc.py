@@ -1,0 +1,88 @@
+"""FCN on PASCAL VOC 2012 with SBD's masks, 21 classes."""
+
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
+
+import jax
+import optax
+
+from segjax import optimizers, weights
+from segjax.data.augment import Example, Normalise, compose, random_flip, random_scale_crop
+from segjax.data.labels import VOC_CLASSES, voc_palette
+from segjax.data.tfds_source import TFDS
+from segjax.experiment import Recipe, Split, main
+from segjax.models import FCN
+from segjax.weights import torchvision
+
+IMAGENET = Normalise(torchvision.MEAN, torchvision.DEVIATION)
+
+
+@dataclass(frozen=True, kw_only=True)
+class FCN8sVOC(Recipe):
+    """FCN-8s at once, from torchvision's VGG16, on trainaug; held out is val.
+
+    python -m segjax prepare voc_segmentation/2012_sbd --data-dir DATA
+    python experiments/fcn8s_voc.py train --data DATA --vgg16 vgg16-397923af.pth
+
+    The network is the paper's; the schedule is today's usual one, not its batches of one picture.
+    """
+
+    data: Path
+    """The folder that `prepare` was given as --data-dir."""
+    vgg16: Path | None = None
+    """File of torchvision's VGG16 to start from; without it, from random weights."""
+    steps: int = 30_000
+    batch_size: int = 16
+    canvas: tuple[int, int] = (512, 512)
+    crop: tuple[int, int] = (480, 480)
+    buckets: tuple[tuple[int, int], ...] = ((384, 512), (512, 384), (512, 512))
+    normalise: Normalise = IMAGENET
+    evaluate_every: int = 2000
+    stride: Literal[32, 16, 8] = 8
+    """Of the finest prediction."""
+    widths: tuple[int, int, int, int, int] = (64, 128, 256, 512, 512)
+    """Channels of VGG16's blocks."""
+    classifier_width: int = 4096
+    """Channels of fc6 and fc7."""
+
+    def model(self) -> FCN:
+        return FCN(
+            len(VOC_CLASSES),
+            stride=self.stride,
+            widths=self.widths,
+            classifier_width=self.classifier_width,
+            at_once=True,
+            dtype=self.compute,
+        )
+
+    def source(self, split: Split) -> TFDS:
+        return TFDS(
+            "voc_segmentation/2012_sbd",
+            {"train": "trainaug", "val": "val"}[split],
+            self.data,
+            VOC_CLASSES,
+            voc_palette(len(VOC_CLASSES)),
+            id="id",
+        )
+
+    def augment(self, key: jax.Array, example: Example) -> Example:
+        crop = partial(random_scale_crop, size=self.crop)
+        return compose(crop, random_flip)(key, example)
+
+    def schedule(self) -> optimizers.Schedule:
+        return optimizers.polynomial(self.learning_rate, steps=self.steps, power=0.9)
+
+    def optimizer(self) -> optax.GradientTransformation:
+        return optimizers.sgd(momentum=0.9, weight_decay=5e-4)
+
+    def initial(self, variables: Any) -> Any:
+        if self.vgg16 is None:
+            return variables
+        tensors, layout = weights.read(self.vgg16), torchvision.vgg16(self.model())
+        return weights.fill(variables, tensors, layout, expected=("params/score_*",))
+
+
+if __name__ == "__main__":
+    main(FCN8sVOC)
