@@ -37,7 +37,7 @@ from segjax.data.augment import Example
 from segjax.errors import SegjaxError
 from segjax.models.layers import crop
 from segjax.progress import RunLog
-from segjax.run import Run, start_run, write_whole
+from segjax.run import Run, read_json, start_run, write_whole
 from segjax.train import Batch, Every, State, fit, make_state, make_train_step, step_cost
 
 Split = Literal["train", "val"]
@@ -400,7 +400,7 @@ def _broken(sources: Mapping[str, pipeline.Source], path: Path) -> dict[str, dic
     As listed at the run's first start, so that a batch stays a function of (seed, step).
     """
     if path.exists():
-        return json.loads(path.read_text(encoding="utf-8"))
+        return read_json(path)
     return {
         split: {
             str(i): str(read)

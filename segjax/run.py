@@ -46,7 +46,7 @@ class Run:
         self.folder = folder
         path = folder / "recipe.json"
         try:
-            self._stored = _read(path)
+            self._stored = read_json(path)
         except FileNotFoundError:
             raise SegjaxError(
                 f"{folder}: no run here (recipe.json is missing). Train one first, or name the "
@@ -137,7 +137,7 @@ def start_run(
         folder.mkdir(parents=True, exist_ok=True)
         write_whole(path, json.dumps(wanted, indent=1))
         starts = folder / "environment.json"
-        before = _read(starts) if starts.exists() else []
+        before = read_json(starts) if starts.exists() else []
         write_whole(starts, json.dumps([*before, _environment()], indent=1))
 
 
@@ -148,7 +148,12 @@ def write_whole(path: Path, text: str) -> None:
     os.replace(unfinished, path)
 
 
-def _read(path: Path) -> Any:
+def read_json(path: Path) -> Any:
+    """What a file of a run folder holds.
+
+    Raises:
+        SegjaxError: it is damaged.
+    """
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:

@@ -176,6 +176,8 @@ def test_training_skips_what_is_broken_only_when_asked(data, tmp_path, capsys):
     assert json.loads((home / "skipped.json").read_text()) == skipped
     verbs.audit(home, out=tmp_path)
     assert json.loads((tmp_path / "audit.json").read_text())["splits"]["val"]["examples"] == 2
+    (home / "skipped.json").write_text("{")
+    assert "skipped.json: no valid JSON" in stopped(capsys, *asked, "--steps", 5).err
 
 
 def test_pictures_of_many_channels_are_trained_on_and_predicted_by_their_ranges(data, tmp_path):
