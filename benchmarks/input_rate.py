@@ -38,13 +38,13 @@ def draw(folder: Path, count: int) -> None:
     for i in range(count):
         coarse = rng.integers(0, 256, (47, 63, 3), np.uint8)
         smooth = Image.fromarray(coarse).resize(SIZE[::-1], Image.Resampling.BICUBIC)
-        noise = rng.normal(0, 16, (*SIZE, 3))
+        noise = rng.normal(0, 25, (*SIZE, 3))
         picture = np.clip(np.asarray(smooth) + noise, 0, 255).astype(np.uint8)
-        Image.fromarray(picture).save(folder / f"JPEGImages/{i:03}.jpg", quality=85)
+        Image.fromarray(picture).save(folder / f"JPEGImages/{i:04}.jpg", quality=85)
         blobs = Image.fromarray(rng.integers(0, 21, (6, 8), np.uint8))
         mask = blobs.resize(SIZE[::-1], Image.Resampling.NEAREST).convert("P")
-        mask.save(folder / f"SegmentationClass/{i:03}.png")
-    names = "\n".join(f"{i:03}" for i in range(count))
+        mask.save(folder / f"SegmentationClass/{i:04}.png")
+    names = "\n".join(f"{i:04}" for i in range(count))
     (folder / "ImageSets/Segmentation/train.txt").write_text(names + "\n")
 
 
@@ -117,8 +117,8 @@ def measure_augmentation(folder: Path, scratch: Path, seconds: float) -> None:
 
     from segjax.data import augment, colour, layouts, pipeline
 
-    example = pipeline.pad_to_canvas(layouts.voc(folder)[0], (512, 512))
-    example = augment.Example(*map(jax.device_put, (example["image"], example["label"])))
+    batch = pipeline.pad_to_canvas([layouts.voc(folder)[0]], (512, 512))
+    example = augment.Example(*(jax.device_put(batch[name][0]) for name in ("image", "label")))
     crop = partial(augment.random_scale_crop, size=CROP)
     cropped = jax.jit(crop)(jax.random.key(0), example)
     print("\n| augmentation | ms a picture and core |\n|---|---:|")
@@ -211,7 +211,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as scratch:
         folder = options.voc or Path(scratch) / "voc"
         if options.voc is None:
-            draw(folder, 32)
+            draw(folder, 512)
         files = [*folder.glob("JPEGImages/*.jpg")]
         kilobytes = statistics.mean(path.stat().st_size for path in files) / 1000
         print(f"`{shlex.join(['python', *sys.argv])}`: {len(cores)} cores; {len(files)} pictures,")

@@ -1,5 +1,7 @@
 """Are the fast forms of max-pooling and up-convolution faster than the plain ones here?
 
+And what do a 3×3 convolution and its two gradients cost, beside PyTorch's?
+
     python benchmarks/layers.py
     python benchmarks/layers.py --pool 8 448 448 64 --runs 50
 
@@ -16,6 +18,8 @@ from collections.abc import Callable
 import flax
 import jax
 import jax.numpy as jnp
+import numpy as np
+import torch
 from flax import linen as nn
 
 from segjax.models.layers import UpConv, max_pool
@@ -56,6 +60,38 @@ def report(name: str, f: Callable[..., jax.Array], *arguments: object, runs: int
     print(f"{name:28} {once:10.2f} {twice:18.2f}", flush=True)
 
 
+def convolve(x: jax.Array, kernel: jax.Array) -> jax.Array:
+    return jax.lax.conv_general_dilated(
+        x, kernel, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")
+    )
+
+
+def report_convolution(batch: int, height: int, width: int, channels: int, runs: int) -> None:
+    """Print a 3×3 convolution's times, each pass by itself, for JAX and for PyTorch."""
+    x = jax.random.normal(jax.random.key(0), (batch, height, width, channels))
+    kernel = jax.random.normal(jax.random.key(1), (3, 3, channels, channels))
+    of_input = jax.jit(lambda x, k, y: jax.vjp(lambda x: convolve(x, k), x)[1](y))
+    of_kernel = jax.jit(lambda x, k, y: jax.vjp(lambda k: convolve(x, k), k)[1](y))
+    y = jax.jit(convolve)(x, kernel)
+    passes = (jax.jit(convolve), x, kernel), (of_input, x, kernel, y), (of_kernel, x, kernel, y)
+    times = [milliseconds(*each, runs=runs) for each in passes]
+    print(f"{'JAX':28} " + " ".join(f"{t:10.2f}" for t in times), flush=True)
+
+    def torch_of(array: jax.Array, *axes: int) -> torch.Tensor:
+        tensor = torch.tensor(np.asarray(array.transpose(axes)))
+        return tensor.to(memory_format=torch.channels_last)
+
+    a, b, c = torch_of(x, 0, 3, 1, 2), torch_of(kernel, 3, 2, 0, 1), torch_of(y, 0, 3, 1, 2)
+    where = (b.shape[:1], (1, 1), (1, 1), (1, 1), False, (0, 0), 1)
+    backward = torch.ops.aten.convolution_backward
+    times = [
+        milliseconds(lambda: torch.conv2d(a, b, padding=1), runs=runs),
+        milliseconds(lambda: backward(c, a, b, *where, (True, False, False)), runs=runs),
+        milliseconds(lambda: backward(c, a, b, *where, (False, True, False)), runs=runs),
+    ]
+    print(f"{'PyTorch, channels-last':28} " + " ".join(f"{t:10.2f}" for t in times), flush=True)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -63,6 +99,7 @@ def main() -> None:
     size = {"type": int, "nargs": 4, "metavar": ("B", "H", "W", "C")}
     parser.add_argument("--pool", default=(2, 224, 224, 64), help="input of max-pooling", **size)
     parser.add_argument("--up", default=(2, 112, 112, 128), help="input of up-convolution", **size)
+    parser.add_argument("--conv", default=(1, 224, 224, 64), help="of a convolution", **size)
     parser.add_argument("--features", type=int, default=64, help="of the up-convolution's output")
     parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16"])
     parser.add_argument("--runs", type=int, default=20)
@@ -91,6 +128,10 @@ def main() -> None:
     ):
         variables = model.init(jax.random.key(1), x)
         report(name, model.apply, variables, x, runs=runs)
+
+    if device.platform == "cpu":  # PyTorch's clock would need more on a GPU
+        print(f"\n3×3 convolution of {tuple(options.conv)}: forward, gradient of input, of kernel")
+        report_convolution(*options.conv, runs=runs)
 
 
 if __name__ == "__main__":

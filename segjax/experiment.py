@@ -358,8 +358,7 @@ def show_augment(recipe: Recipe, out: Path) -> None:
     for record in np.linspace(0, len(source) - 1, min(_SHEET[0], len(source))).astype(int):
         example = source[record]
         epochs = np.arange(_SHEET[1])
-        padded = pipeline.pad_to_canvas(example, recipe.canvas)
-        batch = {name: np.stack([x] * len(epochs)) for name, x in padded.items()}
+        batch = pipeline.pad_to_canvas([example] * len(epochs), recipe.canvas)
         drawn = draw(key, batch | {"epoch": epochs, "record": np.full(len(epochs), record)})
         pairs = [(example["image"], example["label"]), *zip(drawn.image, drawn.label, strict=True)]
         rows.append(

@@ -33,6 +33,10 @@ class Numbers:
         return {"image": image, "label": image[..., 0], "id": f"number {index}"}
 
 
+def padded(example, canvas):
+    return {name: array[0] for name, array in pad_to_canvas([example], canvas).items()}
+
+
 def take(count, length=7, **options):
     defaults = {"batch_size": 4, "canvas": CANVAS, "seed": 5}
     return list(itertools.islice(train_batches(Numbers(length), **defaults | options), count))
@@ -74,7 +78,7 @@ def test_a_batch_holds_the_records_that_it_names():
         for image, label, record in zip(
             batch["image"], batch["label"], batch["record"], strict=True
         ):
-            want = pad_to_canvas(Numbers(7)[int(record)], CANVAS)
+            want = padded(Numbers(7)[int(record)], CANVAS)
             np.testing.assert_array_equal(image, want["image"])
             np.testing.assert_array_equal(label, want["label"])
 
@@ -130,7 +134,7 @@ def test_evaluation_reads_every_record_once_in_order(length, batch_size, process
     assert {batch["label"].shape for batch in batches} == {(batch_size, *CANVAS)}
     images, labels = (np.concatenate([b[name] for b in batches]) for name in ("image", "label"))
     for i in range(length):
-        want = pad_to_canvas(source[i], CANVAS)
+        want = padded(source[i], CANVAS)
         np.testing.assert_array_equal(images[i], want["image"])
         np.testing.assert_array_equal(labels[i], want["label"])
     assert (labels[length:] == 255).all()
@@ -177,7 +181,7 @@ def example(height, width):
 
 
 def test_padding_by_hand():
-    got = pad_to_canvas(example(2, 3), (4, 5))
+    got = padded(example(2, 3), (4, 5))
     image = [[0, 1, 2, 1, 0], [3, 4, 5, 4, 3], [0, 1, 2, 1, 0], [3, 4, 5, 4, 3]]
     np.testing.assert_array_equal(got["image"][..., 0], image)
     label = [[0, 1, 2, 255, 255], [3, 4, 5, 255, 255], [255] * 5, [255] * 5]
@@ -189,7 +193,7 @@ def test_padding_by_hand():
 @pytest.mark.parametrize("canvas", [(2, 3), (9, 3), (2, 11), (9, 11)])
 def test_padding_of_any_size_keeps_the_picture(canvas):
     """Also by more than the picture itself holds."""
-    got = pad_to_canvas(example(2, 3), canvas)
+    got = padded(example(2, 3), canvas)
     assert got["image"].shape == (*canvas, 1)
     np.testing.assert_array_equal(got["image"][:2, :3], example(2, 3)["image"])
     np.testing.assert_array_equal(got["label"][:2, :3], example(2, 3)["label"])
@@ -200,7 +204,7 @@ def test_padding_of_any_size_keeps_the_picture(canvas):
 def test_a_picture_larger_than_the_canvas_is_named(canvas):
     text = f"cat: the picture is 4×6 (height × width), larger than the canvas of {canvas[0]}×"
     with pytest.raises(SegjaxError, match=f"^{re.escape(text)}"):
-        pad_to_canvas(example(4, 6), canvas)
+        padded(example(4, 6), canvas)
 
 
 # Errors

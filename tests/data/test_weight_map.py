@@ -163,10 +163,11 @@ def test_parameters_outside_their_range_are_told(options):
 
 def test_a_weight_is_padded_with_0(cache):
     example = Weighted(Cells())[0]
-    padded = pad_to_canvas(example, (HEIGHT + 2, WIDTH + 3))
-    np.testing.assert_array_equal(padded["weight"], np.pad(example["weight"], ((0, 2), (0, 3))))
-    assert padded["weight"].dtype == np.float32
-    assert pad_to_canvas(example, (HEIGHT, WIDTH))["weight"] is not None
+    (weight,) = pad_to_canvas([example], (HEIGHT + 2, WIDTH + 3))["weight"]
+    np.testing.assert_array_equal(weight, np.pad(example["weight"], ((0, 2), (0, 3))))
+    assert weight.dtype == np.float32
+    (weight,) = pad_to_canvas([example], (HEIGHT, WIDTH))["weight"]
+    np.testing.assert_array_equal(weight, example["weight"])
 
 
 def calls(monkeypatch):
