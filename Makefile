@@ -7,7 +7,7 @@ demo: .venv/installed  ## train, evaluate and draw, on the built-in data set
 	$(BIN)/python experiments/unet_shapes.py train
 
 test: .venv/installed-test
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2  # most of the time is one core, compiling
 
 lint: .venv/installed-dev
 	$(BIN)/ruff check .
