@@ -1,23 +1,18 @@
 """FCN on the road scenes of CamVid, 11 classes: 32s, 16s from it, 8s from that, or at once."""
 
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from camvid import CamVid
+from vgg16 import FromVGG16
 
-from segjax import weights
-from segjax.data.augment import Normalise
 from segjax.data.labels import CAMVID_CLASSES
 from segjax.experiment import main
 from segjax.models import FCN
-from segjax.weights import torchvision
-
-IMAGENET = Normalise(torchvision.MEAN, torchvision.DEVIATION)
 
 
 @dataclass(frozen=True, kw_only=True)
-class FCN8sCamVid(CamVid):
+class FCN8sCamVid(FromVGG16, CamVid):
     """FCN-8s from random weights, its VGG16 and classifier narrowed, on road scenes.
 
     python experiments/fcn8s_camvid.py train --data FOLDER
@@ -41,10 +36,6 @@ class FCN8sCamVid(CamVid):
     """Channels of VGG16's blocks."""
     classifier_width: int = 256
     """Channels of fc6 and fc7."""
-    normalise: Normalise = IMAGENET
-    """Scaling of pixel values before the network; that of the pretrained weights."""
-    vgg16: Path | None = None
-    """File of torchvision's VGG16, of these widths, to start from."""
 
     def model(self) -> FCN:
         return FCN(
@@ -55,12 +46,6 @@ class FCN8sCamVid(CamVid):
             classifier_width=self.classifier_width,
             dtype=self.compute,
         )
-
-    def initial(self, variables: Any) -> Any:
-        if self.vgg16 is None:
-            return variables
-        tensors, layout = weights.read(self.vgg16), torchvision.vgg16(self.model())
-        return weights.fill(variables, tensors, layout, expected=("params/score_*",))
 
 
 if __name__ == "__main__":

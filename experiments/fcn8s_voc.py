@@ -3,24 +3,22 @@
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import jax
 import optax
+from vgg16 import FromVGG16
 
-from segjax import optimizers, weights
-from segjax.data.augment import Example, Normalise, compose, random_flip, random_scale_crop
+from segjax import optimizers
+from segjax.data.augment import Example, compose, random_flip, random_scale_crop
 from segjax.data.labels import VOC_CLASSES, voc_palette
 from segjax.data.tfds_source import TFDS
 from segjax.experiment import Recipe, Split, main
 from segjax.models import FCN
-from segjax.weights import torchvision
-
-IMAGENET = Normalise(torchvision.MEAN, torchvision.DEVIATION)
 
 
 @dataclass(frozen=True, kw_only=True)
-class FCN8sVOC(Recipe):
+class FCN8sVOC(FromVGG16, Recipe):
     """FCN-8s at once, from torchvision's VGG16, on trainaug; held out is val.
 
     python -m segjax prepare voc_segmentation/2012_sbd --data-dir DATA
@@ -31,14 +29,11 @@ class FCN8sVOC(Recipe):
 
     data: Path
     """The folder that `prepare` was given as --data-dir."""
-    vgg16: Path | None = None
-    """File of torchvision's VGG16 to start from; without it, from random weights."""
     steps: int = 30_000
     batch_size: int = 16
     canvas: tuple[int, int] = (512, 512)
     crop: tuple[int, int] = (480, 480)
     buckets: tuple[tuple[int, int], ...] = ((384, 512), (512, 384), (512, 512))
-    normalise: Normalise = IMAGENET
     evaluate_every: int = 2000
     stride: Literal[32, 16, 8] = 8
     """Of the finest prediction."""
@@ -76,12 +71,6 @@ class FCN8sVOC(Recipe):
 
     def optimizer(self) -> optax.GradientTransformation:
         return optimizers.sgd(momentum=0.9, weight_decay=5e-4)
-
-    def initial(self, variables: Any) -> Any:
-        if self.vgg16 is None:
-            return variables
-        tensors, layout = weights.read(self.vgg16), torchvision.vgg16(self.model())
-        return weights.fill(variables, tensors, layout, expected=("params/score_*",))
 
 
 if __name__ == "__main__":

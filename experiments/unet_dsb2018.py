@@ -2,9 +2,9 @@
 
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 
 import jax
+from dsb2018 import DSB2018
 
 from segjax.data.augment import (
     Example,
@@ -15,15 +15,14 @@ from segjax.data.augment import (
     random_scale_crop,
 )
 from segjax.data.colour import random_grey_values
-from segjax.data.folder import Folder
 from segjax.data.pipeline import Source
 from segjax.data.weight_map import Weighted
-from segjax.experiment import Recipe, Split, main
+from segjax.experiment import Split, main
 from segjax.models import UNet
 
 
 @dataclass(frozen=True, kw_only=True)
-class UNetDSB2018(Recipe):
+class UNetDSB2018(DSB2018):
     """Nuclei against background, with gaps between touching ones that weigh more than the rest.
 
     python experiments/unet_dsb2018.py train --data FOLDER
@@ -33,18 +32,8 @@ class UNetDSB2018(Recipe):
     fits closely. The held-out nuclei keep touching as they do in their masks.
     """
 
-    data: Path
-    """Folder with images/, masks_instance/, train.txt and val.txt."""
-    steps: int = 400
-    batch_size: int = 16
-    canvas: tuple[int, int] = (256, 320)
-    crop: tuple[int, int] = (96, 96)
-    evaluate_every: int = 200
-    learning_rate: float = 3e-3
     widths: tuple[int, ...] = (16, 32, 64, 128)
     """Channels of the U-Net's levels."""
-    scale: tuple[float, float] = (0.75, 1.5)
-    """Least and greatest factor of resizing in training."""
     weighted: bool = True
     """Whether touching nuclei are parted and pixels weighted by U-Net's map."""
 
@@ -52,14 +41,7 @@ class UNetDSB2018(Recipe):
         return UNet(2, widths=self.widths, dtype=self.compute)
 
     def source(self, split: Split) -> Source:
-        nuclei = Folder(
-            self.data,
-            classes=("background", "nucleus"),
-            palette=((20, 20, 40), (240, 200, 80)),
-            split=split,
-            masks="masks_instance",
-            instances=True,
-        )
+        nuclei = super().source(split)
         return Weighted(nuclei) if self.weighted and split == "train" else nuclei
 
     def augment(self, key: jax.Array, example: Example) -> Example:

@@ -2,19 +2,18 @@
 
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 
 import jax
+from dsb2018 import DSB2018
 
 from segjax import losses
 from segjax.data.augment import Example, compose, random_flip, random_scale_crop
-from segjax.data.folder import Folder
-from segjax.experiment import Recipe, Split, main
+from segjax.experiment import main
 from segjax.models import Output, UNetPlusPlus
 
 
 @dataclass(frozen=True, kw_only=True)
-class UNetPlusPlusDSB2018(Recipe):
+class UNetPlusPlusDSB2018(DSB2018):
     """Nuclei against background, with one loss for each of the heads, on crops of 96×96 pixels.
 
     python experiments/unetplusplus_dsb2018.py train --data FOLDER
@@ -24,31 +23,11 @@ class UNetPlusPlusDSB2018(Recipe):
     fits closely. The paper's widths: --widths 32 64 128 256 512.
     """
 
-    data: Path
-    """Folder with images/, masks_instance/, train.txt and val.txt."""
-    steps: int = 400
-    batch_size: int = 16
-    canvas: tuple[int, int] = (256, 320)
-    crop: tuple[int, int] = (96, 96)
-    evaluate_every: int = 200
-    learning_rate: float = 3e-3
     widths: tuple[int, ...] = (8, 16, 32, 64, 128)
     """Channels of the levels."""
-    scale: tuple[float, float] = (0.75, 1.5)
-    """Least and greatest factor of resizing in training."""
 
     def model(self) -> UNetPlusPlus:
         return UNetPlusPlus(2, widths=self.widths, dtype=self.compute)
-
-    def source(self, split: Split) -> Folder:
-        return Folder(
-            self.data,
-            classes=("background", "nucleus"),
-            palette=((20, 20, 40), (240, 200, 80)),
-            split=split,
-            masks="masks_instance",
-            instances=True,
-        )
 
     def augment(self, key: jax.Array, example: Example) -> Example:
         crop = partial(random_scale_crop, size=self.crop, scale=self.scale)

@@ -18,7 +18,7 @@ from segjax.verbs import audit, evaluate, models, predict
 def _run(recipe: Path, verb: str) -> None:
     if not recipe.is_file():
         raise SegjaxError(f"{recipe}: no such file. Name the script of a recipe.")
-    sys.argv = [str(recipe), verb, *options]
+    sys.argv = [str(recipe), verb, *sys.argv[3:]]
     sys.path.insert(0, str(recipe.parent))  # as for a script that is run
     runpy.run_path(str(recipe), run_name="__main__")
 
@@ -44,10 +44,7 @@ def audit_recipe(recipe: Path) -> None:
 
 
 if __name__ == "__main__":
-    arguments, options = sys.argv[1:], []
-    of_recipe = len(arguments) > 1 and arguments[1].endswith(".py")
-    if of_recipe:
-        arguments, options = arguments[:2], arguments[2:]
+    of_recipe = sys.argv[2:] and sys.argv[2].endswith(".py")
     verbs = {
         "audit": audit_recipe if of_recipe else audit,
         "evaluate": evaluate,
@@ -56,4 +53,5 @@ if __name__ == "__main__":
         "prepare": prepare,
         "show-augment": show_augment,
     }
-    command(verbs, description=__doc__, prog="python -m segjax", argv=arguments)
+    argv = sys.argv[1:3] if of_recipe else sys.argv[1:]
+    command(verbs, description=__doc__, prog="python -m segjax", argv=argv)

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from segjax.data.audit import Audit, Split
+from segjax.data.audit import Audit, Split, evenly
 from segjax.data.pictures import IGNORE, shown
 
 if TYPE_CHECKING:
@@ -109,8 +109,8 @@ def page(audit: Audit, draw: Draw) -> str:
     for name, split in audit.splits.items():
         parts.append(f"<h2>{html.escape(name)}</h2><p>{html.escape(_told(split))}")
         parts.append("<p>Values of the pictures, 0 to 255:<br>" + _histogram(split.histogram))
-        some = np.linspace(0, split.examples - 1, min(_PICTURES, split.examples)).astype(int)
-        parts.append("<p>" + "".join(_figure(draw, name, int(i)) for i in some))
+        some = evenly(split.examples, _PICTURES)
+        parts.append("<p>" + "".join(_figure(draw, name, i) for i in some))
     return "\n".join(parts) + "\n"
 
 

@@ -1,16 +1,15 @@
 """What surrounds a command: errors told by their text, compiled programs kept, a polite stop."""
 
-import os
 import signal
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import jax
 import tyro
 
+from segjax import cache_folder
 from segjax.errors import SegjaxError
 
 
@@ -56,9 +55,8 @@ def use_compilation_cache() -> None:
 
     JAX_COMPILATION_CACHE_DIR names another folder.
     """
-    caches = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     if not jax.config.values["jax_compilation_cache_dir"]:
-        jax.config.update("jax_compilation_cache_dir", str(Path(caches) / "segjax" / "xla"))
+        jax.config.update("jax_compilation_cache_dir", str(cache_folder("xla")))
     # By default JAX keeps only what took it over a second.
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)

@@ -34,6 +34,7 @@ from segjax.checkpoint import Checkpoints
 from segjax.command import CompilationCount, command, interruption
 from segjax.data import audit, augment, cache, pipeline
 from segjax.data.augment import Example
+from segjax.data.wrapper import bare, without
 from segjax.errors import SegjaxError
 from segjax.models.layers import crop
 from segjax.progress import RunLog
@@ -226,7 +227,7 @@ def train(recipe: Recipe, folder: Path, *, name: str) -> None:
     if recipe.skip_broken:
         skipped = _broken(sources, folder / "skipped.json")
         for split, broken in skipped.items():
-            sources[split] = audit.without(sources[split], tuple(map(int, broken)))
+            sources[split] = without(sources[split], tuple(map(int, broken)))
     canvases = {"train": [recipe.canvas], "val": recipe.buckets or [recipe.canvas]}
     audit.check(sources, canvases=canvases)
     data, held_out = (_kept(source, recipe.cache) for source in sources.values())
@@ -355,7 +356,7 @@ def show_augment(recipe: Recipe, out: Path) -> None:
     prepare = make_prepare(recipe, margin=cast(Any, recipe.model()).geometry.margin)
     draw, key = jax.jit(lambda key, batch: prepare(key, batch)[1]), jax.random.key(recipe.seed)
     rows = []
-    for record in np.linspace(0, len(source) - 1, min(_SHEET[0], len(source))).astype(int):
+    for record in audit.evenly(len(source), _SHEET[0]):
         example = source[record]
         epochs = np.arange(_SHEET[1])
         batch = pipeline.pad_to_canvas([example] * len(epochs), recipe.canvas)
@@ -363,9 +364,7 @@ def show_augment(recipe: Recipe, out: Path) -> None:
         pairs = [(example["image"], example["label"]), *zip(drawn.image, drawn.label, strict=True)]
         rows.append(
             [
-                visualise.overlay(
-                    np.rint(np.clip(image, 0, 255)).astype(np.uint8), label, source.palette
-                )
+                visualise.overlay(np.clip(image, 0, 255), label, source.palette)
                 for image, label in pairs
             ]
         )
@@ -403,7 +402,7 @@ def _broken(sources: Mapping[str, pipeline.Source], path: Path) -> dict[str, dic
     return {
         split: {
             str(i): str(read)
-            for i, read in enumerate(audit.read_all(audit.bare(source)))
+            for i, read in enumerate(audit.read_all(bare(source)))
             if isinstance(read, SegjaxError)
         }
         for split, source in sources.items()

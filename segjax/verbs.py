@@ -26,6 +26,7 @@ from segjax.data import pipeline
 from segjax.data.folder import Folder
 from segjax.data.labels import voc_palette
 from segjax.data.pictures import read_picture
+from segjax.data.wrapper import bare
 from segjax.errors import SegjaxError
 from segjax.models.variants import VARIANTS
 from segjax.run import Run, write_whole
@@ -140,7 +141,7 @@ def predict(
     )
     logits = partial(logits, jax.device_put(variables))
     palette = stored.rebuild("palette")
-    ranges = getattr(auditing.bare(stored.rebuild("source")), "ranges", ())
+    ranges = getattr(bare(stored.rebuild("source")), "ranges", ())
     out.mkdir(parents=True, exist_ok=True)
     unread = []
     for path in images:
@@ -199,7 +200,7 @@ def audit_sources(sources: Mapping[str, pipeline.Source], out: Path) -> None:
 
     Exits with status 1 if there are errors.
     """
-    sources = {split: auditing.bare(source) for split, source in sources.items()}
+    sources = {split: bare(source) for split, source in sources.items()}
     found = auditing.audit(sources, track)
     for part in audit_page.renderables(found):
         rich.get_console().print(part, soft_wrap=True)  # or it would break names of files
@@ -316,7 +317,7 @@ def _write_report(
         report.plot_curves(told, where / "curves.png")
 
     rows = []
-    for i in np.linspace(0, len(source) - 1, min(SHEET_ROWS, len(source))).astype(int).tolist():
+    for i in auditing.evenly(len(source), SHEET_ROWS):
         example = source[i]
         image, label = example["image"], inference.predict_label(predict, example["image"])
         rows.append((image, example["label"], label))

@@ -13,9 +13,9 @@ import tifffile
 from PIL import Image
 
 from segjax import verbs
-from segjax.data.audit import Without
 from segjax.data.augment import Example
 from segjax.data.folder import Folder
+from segjax.data.wrapper import Without
 from segjax.errors import SegjaxError
 from segjax.experiment import Recipe, Split, main
 from segjax.models import UNet

@@ -10,18 +10,17 @@ import os
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property, partial
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 from PIL import Image
 
 from segjax.data.pictures import IGNORE, shown
+from segjax.data.wrapper import Source, bare
 from segjax.errors import SegjaxError
 
-Source = Any  # a sequence of {"image", "label", "id"} with classes and palette
 Track = Callable[[Iterable[Any], str, int], Iterable[Any]]
 _SAMPLES = 16  # examples that `check` reads whole
 _TOLD = 5  # errors that `check` tells
@@ -139,64 +138,6 @@ class Audit:
         return any(kind.error for kind in self.findings)
 
 
-@dataclass(frozen=True)
-class Without:
-    """A source less some of its examples, in the order of the others.
-
-    Args:
-        source: of the examples.
-        skipped: indices of those left out.
-    """
-
-    source: Source
-    skipped: tuple[int, ...]
-
-    @property
-    def classes(self) -> tuple[str, ...]:
-        """Those of the source."""
-        return self.source.classes
-
-    @property
-    def palette(self) -> tuple[tuple[int, int, int], ...]:
-        """That of the source."""
-        return self.source.palette
-
-    @property
-    def files(self) -> list[Path]:
-        """Those of the source, if it has any."""
-        return self.source.files
-
-    @property
-    def size_of(self) -> Callable[[int], tuple[int, int]]:
-        """Height and width of example i, if the source has the method."""
-        size_of = self.source.size_of
-        return lambda i: size_of(self._kept[i])
-
-    @cached_property
-    def _kept(self) -> list[int]:
-        return sorted(set(range(len(self.source))) - set(self.skipped))
-
-    def __len__(self) -> int:
-        return len(self._kept)
-
-    def __getitem__(self, i: int) -> dict[str, Any]:
-        return self.source[self._kept[i]]
-
-
-def bare(source: Source) -> Source:
-    """The source of files within those that wrap it, of the same examples in the same order."""
-    while hasattr(source, "source") and not isinstance(source, Without):
-        source = source.source
-    return source
-
-
-def without(source: Source, skipped: tuple[int, ...]) -> Source:
-    """A source less some of its examples, left out of the innermost: see `bare`."""
-    if source is bare(source):
-        return Without(source, skipped)
-    return replace(source, source=without(source.source, skipped))
-
-
 def check(
     sources: Mapping[str, Source], *, canvases: Mapping[str, Sequence[tuple[int, int]]]
 ) -> None:
@@ -212,9 +153,9 @@ def check(
     """
     sources = {name: bare(source) for name, source in sources.items()}
     for name, source in sources.items():
-        few = set(np.linspace(0, len(source) - 1, min(_SAMPLES, len(source))).astype(int).tolist())
+        few = evenly(len(source), _SAMPLES)
         broken, large = [], []
-        for i in range(len(source)) if hasattr(source, "size_of") else sorted(few):
+        for i in range(len(source)) if hasattr(source, "size_of") else few:
             try:
                 size = source[i]["label"].shape if i in few else source.size_of(i)
             except SegjaxError as error:
@@ -242,6 +183,11 @@ def check(
                 f"{one} and {other} share {len(shared)} examples: "
                 f"{shown(sorted(pair.id for pair in shared))}. {_SAME_ACROSS.advice}"
             )
+
+
+def evenly(length: int, most: int) -> list[int]:
+    """At most so many of the indices 0 to length - 1, evenly spaced, both ends included."""
+    return np.linspace(0, length - 1, min(most, length)).astype(int).tolist()
 
 
 def read_all(source: Source) -> Iterator[Reading | SegjaxError]:

@@ -16,9 +16,10 @@ from typing import Any
 
 import numpy as np
 
+from segjax import cache_folder
+from segjax.data.wrapper import Source
 from segjax.errors import SegjaxError
 
-Source = Any  # a sequence of {"image", "label", "id"} with classes and palette
 Example = dict[str, Any]
 
 
@@ -80,8 +81,7 @@ def on_disk(source: Source, track: Callable[[Iterable[Any], str], Iterable[Any]]
         raise SegjaxError(f'{source} is not made of files; take cache="memory" or "no".')
     stamps = [(str(path), (s := path.stat()).st_size, s.st_mtime_ns) for path in source.files]
     name = hashlib.sha256(repr((source, stamps)).encode()).hexdigest()
-    caches = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    folder = caches / "segjax" / "decoded" / name
+    folder = cache_folder("decoded") / name
     try:
         if not folder.exists():
             folder.parent.mkdir(parents=True, exist_ok=True)

@@ -16,6 +16,7 @@ from segjax.data.pictures import (
     Unusable,
     Values,
     check_channels,
+    check_palette,
     count_pages,
     label_table,
     mask_size,
@@ -90,11 +91,7 @@ class Folder:
     def __post_init__(self) -> None:
         check_channels(self.channels, self.ranges)
         label_table(len(self.classes), self.values)
-        if len(self.palette) != len(self.classes):
-            raise SegjaxError(
-                f"Folder({self.root}): got {len(self.palette)} colours in `palette` for "
-                f"{len(self.classes)} classes. Give one (red, green, blue) per class."
-            )
+        check_palette(f"Folder({self.root})", self.classes, self.palette)
         if self.instances and (len(self.classes) != 2 or self.values):
             raise SegjaxError(
                 f"Folder({self.root}): masks of instances have two classes, background and object, "

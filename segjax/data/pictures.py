@@ -3,7 +3,7 @@
 Nothing here resizes, crops or augments, and no folder, data set or class name is known.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -157,6 +157,15 @@ def check_channels(channels: int, ranges: Ranges) -> None:
         raise SegjaxError(
             f"ranges={ranges}: expected (low, high) with low < high, one for all channels or one "
             f"for each of the {channels}, such as ((0, 4095),), the last comma included."
+        )
+
+
+def check_palette(source: str, classes: Sequence[str], palette: Sequence[Sequence[int]]) -> None:
+    """Raise SegjaxError, which names the source, unless there is a colour for each class."""
+    if len(palette) != len(classes):
+        raise SegjaxError(
+            f"{source}: got {len(palette)} colours in `palette` for {len(classes)} classes. Give "
+            "one (red, green, blue) per class."
         )
 
 

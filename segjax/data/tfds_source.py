@@ -9,7 +9,7 @@ from io import BytesIO
 from pathlib import Path
 from typing import Any
 
-from segjax.data.pictures import check_channels, label_table, read_mask, read_picture
+from segjax.data.pictures import check_channels, check_palette, label_table, read_mask, read_picture
 from segjax.errors import SegjaxError
 
 
@@ -70,11 +70,7 @@ class TFDS:
     def __post_init__(self) -> None:
         check_channels(self.channels, ())
         label_table(len(self.classes), self.values)
-        if len(self.palette) != len(self.classes):
-            raise SegjaxError(
-                f"TFDS({self.dataset}): got {len(self.palette)} colours in `palette` for "
-                f"{len(self.classes)} classes. Give one (red, green, blue) per class."
-            )
+        check_palette(f"TFDS({self.dataset})", self.classes, self.palette)
         # JSON gives a string and lists back; equality and hash need the types declared above
         for name, value in {
             "data_dir": Path(self.data_dir),
@@ -151,7 +147,7 @@ class TFDS:
         encoded = dict.fromkeys(pictures, tfds.decode.SkipDecoding())
         try:
             return builder.as_data_source(split=self.split, decoders=encoded)
-        except NotImplementedError:
+        except NotImplementedError:  # tfds's word for files other than ArrayRecord
             raise SegjaxError(
                 f"{builder.data_dir}: prepared as {builder.info.file_format.value}, which is not "
                 f"read in any order. Delete it and prepare it by {self._command()}"

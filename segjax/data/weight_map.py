@@ -15,12 +15,13 @@ import tempfile
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from scipy import ndimage
 
+from segjax import cache_folder
+from segjax.data.wrapper import Wrapper
 from segjax.errors import SegjaxError
 
 IGNORE = 255
@@ -82,7 +83,7 @@ def border_weights(instances: np.ndarray, *, w0: float = 10.0, sigma: float = 5.
 
 
 @dataclass(frozen=True)
-class Weighted:
+class Weighted(Wrapper):
     """A source with U-Net's weight map for each picture, and gaps between touching instances.
 
     Instances are the example's "instances", integer (H, W), where it has them, otherwise the
@@ -106,7 +107,6 @@ class Weighted:
         SegjaxError: w0 or sigma is outside its range; what the source raises.
     """
 
-    source: Any
     w0: float = 10.0
     sigma: float = 5.0
 
@@ -116,24 +116,6 @@ class Weighted:
                 f"Weighted: got w0={self.w0} and sigma={self.sigma}, expected w0 of at least 0 and "
                 "sigma above 0; the paper's are 10 and 5."
             )
-
-    @property
-    def classes(self) -> tuple[str, ...]:
-        """The source's."""
-        return self.source.classes
-
-    @property
-    def palette(self) -> tuple[tuple[int, int, int], ...]:
-        """The source's."""
-        return self.source.palette
-
-    @property
-    def files(self) -> list[Path]:
-        """The source's."""
-        return self.source.files
-
-    def __len__(self) -> int:
-        return len(self.source)
 
     def __getitem__(self, i: int) -> dict[str, Any]:
         example, instances = self._separated(i)
@@ -170,8 +152,7 @@ def _cached_border_weights(instances: np.ndarray, *, w0: float, sigma: float) ->
     """`border_weights`, from the cache folder where it lies there."""
     content = hashlib.sha256(f"{instances.shape} {w0} {sigma} ".encode())
     content.update(np.ascontiguousarray(instances, "<i4").data)
-    caches = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    path = Path(caches) / "segjax" / "weight_maps" / f"{content.hexdigest()}.npy"
+    path = cache_folder("weight_maps") / f"{content.hexdigest()}.npy"
     with suppress(OSError, ValueError), path.open("rb") as file:  # it is not there, or broken
         weights = np.lib.format.read_array(file)
         if weights.shape == instances.shape and weights.dtype == np.float32:

@@ -2,7 +2,6 @@
 that a file brings with it.
 """
 
-import os
 import pickle
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -13,6 +12,7 @@ import safetensors
 import safetensors.numpy
 from flax.traverse_util import flatten_dict
 
+from segjax import cache_folder
 from segjax.download import fetch
 from segjax.errors import SegjaxError
 from segjax.weights.table import Entry, Table, Tensors, same
@@ -35,8 +35,7 @@ def read(source: str | Path, *, sha256: str | None = None) -> dict[str, np.ndarr
     if str(source).startswith(("http://", "https://")):
         if sha256 is None:
             raise SegjaxError(f"{source}: name the file's SHA-256, by which it is verified.")
-        caches = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-        path = fetch(str(source), caches / "segjax" / "weights", sha256=sha256)
+        path = fetch(str(source), cache_folder("weights"), sha256=sha256)
     else:
         path = Path(source)
     reader = _READERS.get(path.suffix)

@@ -9,10 +9,11 @@ import pytest
 from PIL import Image
 
 from segjax.data import audit as auditing
-from segjax.data.audit import Without, audit, bare, check, without
+from segjax.data.audit import audit, check
 from segjax.data.folder import Folder
 from segjax.data.labels import voc_palette
 from segjax.data.shapes import Shapes
+from segjax.data.weight_map import Weighted
 from segjax.errors import SegjaxError
 
 
@@ -32,19 +33,6 @@ class Given:
             raise self.examples[i]
         image, label = self.examples[i]
         return {"image": image, "label": label, "id": f"p{i}"}
-
-
-@dataclasses.dataclass(frozen=True)
-class Wrapped:
-    """A source around another, as one with weights is."""
-
-    source: object
-
-    def __len__(self):
-        return len(self.source)
-
-    def __getitem__(self, i):
-        return self.source[i]
 
 
 def picture(seed, size=(20, 30), channels=3):
@@ -248,7 +236,7 @@ def test_check_of_a_good_folder_is_fast(tmp_path):
     assert time.process_time() - start < 1  # 10,000 take a second or two
 
 
-@pytest.mark.parametrize("wrap", [lambda source: source, Wrapped])
+@pytest.mark.parametrize("wrap", [lambda source: source, Weighted])
 def test_check_finds_by_the_headers_of_all(tmp_path, wrap):
     source = make_folder(tmp_path, 60)
     for i in (31, 33, 35, 37, 39, 41):  # none of the few that are read whole
@@ -301,34 +289,3 @@ def test_check_of_one_canvas_out_of_several(tmp_path):
 
 def test_check_of_drawn_pictures():
     check({"train": Shapes(40, (32, 48))}, canvases={"train": [(32, 48)]})  # its size is a field
-
-
-# Sources less what is broken
-
-
-def test_without():
-    source = Given(tuple((picture(i), mixed()) for i in range(5)))
-    rest = without(source, (3, 0))
-    assert rest == Without(source, (3, 0))
-    assert [example["id"] for example in rest] == ["p1", "p2", "p4"]
-    assert rest[-1]["id"] == "p4"
-    assert (rest.classes, rest.palette) == (source.classes, source.palette)
-
-
-def test_without_tells_files_and_sizes_as_far_as_its_source_does(tmp_path):
-    source = make_folder(tmp_path, 3)
-    for path in (tmp_path / "images/2.png", tmp_path / "masks/2.png"):
-        Image.fromarray(np.zeros((4, 5), np.uint8)).save(path)
-    rest = without(source, (0,))
-    assert [rest.size_of(i) for i in range(2)] == [(2, 3), (4, 5)]
-    assert rest.files == source.files
-    other = without(Given(()), ())
-    assert not hasattr(other, "size_of") and not hasattr(other, "files")
-
-
-def test_without_reaches_the_innermost():
-    source = Given(tuple((picture(i), mixed()) for i in range(5)))
-    assert bare(Wrapped(Wrapped(source))) is source
-    rest = without(Wrapped(Wrapped(source)), (1,))
-    assert rest == Wrapped(Wrapped(Without(source, (1,))))
-    assert bare(rest) == Without(source, (1,))  # its examples are not those of `source`
