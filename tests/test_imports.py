@@ -64,9 +64,11 @@ def allowed(module: str) -> set[str]:
         return everywhere | layouts | networks
     if module in ("segjax.models", "segjax.models.variants"):
         return {name for name in MODULES if name.startswith("segjax.models.")}
-    if module.startswith("segjax.models.") and module != "segjax.models.layers":
+    if module == "segjax.models.layers":
+        return everywhere | {"segjax.models.geometry"}
+    if module.startswith("segjax.models.") and module != "segjax.models.geometry":
         backbones = set() if module in BACKBONES else BACKBONES
-        return everywhere | {"segjax.models.layers"} | backbones
+        return everywhere | {"segjax.models.geometry", "segjax.models.layers"} | backbones
     return everywhere
 
 

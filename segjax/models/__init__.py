@@ -4,8 +4,8 @@ from segjax.models.alexnet import AlexNet as AlexNet
 from segjax.models.fcn import FCN as FCN
 from segjax.models.fcn import FCNAlexNet as FCNAlexNet
 from segjax.models.fcn import FCNGoogLeNet as FCNGoogLeNet
+from segjax.models.geometry import Geometry as Geometry
 from segjax.models.googlenet import GoogLeNet as GoogLeNet
-from segjax.models.layers import Geometry as Geometry
 from segjax.models.layers import Output as Output
 from segjax.models.setr import SETRMLA as SETRMLA
 from segjax.models.setr import SETRPUP as SETRPUP

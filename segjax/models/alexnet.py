@@ -6,7 +6,8 @@ import jax
 from flax import linen as nn
 from jax.typing import DTypeLike
 
-from segjax.models.layers import Span, conv_span, he_normal, local_response_norm, max_pool_3x3
+from segjax.models.geometry import Span, conv_span
+from segjax.models.layers import he_normal, local_response_norm, max_pool_3x3
 
 
 class AlexNet(nn.Module):

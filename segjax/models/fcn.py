@@ -12,19 +12,15 @@ from flax import linen as nn
 from jax.typing import DTypeLike
 
 from segjax.models.alexnet import AlexNet, alexnet_span
+from segjax.models.geometry import Geometry, Span, conv_span, deconv_span, find_reach
 from segjax.models.googlenet import INCEPTIONS, GoogLeNet, Inception, googlenet_span
 from segjax.models.layers import (
-    Geometry,
     Method,
     Output,
-    Span,
     bilinear_deconv,
     bilinear_kernel,
-    conv_span,
     crop,
     deconv,
-    deconv_span,
-    find_reach,
     he_normal,
 )
 from segjax.models.vgg import VGG16, vgg16_span

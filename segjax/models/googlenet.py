@@ -8,14 +8,8 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jax.typing import DTypeLike
 
-from segjax.models.layers import (
-    Span,
-    conv_span,
-    he_normal,
-    local_response_norm,
-    max_pool,
-    max_pool_3x3,
-)
+from segjax.models.geometry import Span, conv_span
+from segjax.models.layers import he_normal, local_response_norm, max_pool, max_pool_3x3
 
 Variant = Literal["caffe", "torchvision"]
 Inception = tuple[int, int, int, int, int, int]

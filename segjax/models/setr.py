@@ -5,7 +5,8 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jax.typing import DTypeLike
 
-from segjax.models.layers import Geometry, Output, resize
+from segjax.models.geometry import Geometry
+from segjax.models.layers import Output, resize
 from segjax.models.vit import LayerNorm, ViT, conv_init
 
 

@@ -8,15 +8,12 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jax.typing import DTypeLike
 
+from segjax.models.geometry import Geometry, Span, conv_span, find_reach
 from segjax.models.layers import (
     DoubleConv,
-    Geometry,
     Output,
-    Span,
     Up,
-    conv_span,
     crop,
-    find_reach,
     he_normal,
     max_pool,
     upsample,

@@ -10,14 +10,11 @@ from flax import linen as nn
 from jax.typing import DTypeLike
 
 from segjax.errors import SegjaxError
+from segjax.models.geometry import Geometry, Span, conv_span, find_reach
 from segjax.models.layers import (
     DoubleConv,
-    Geometry,
     Output,
-    Span,
     Up,
-    conv_span,
-    find_reach,
     he_normal,
     max_pool,
     upsample,

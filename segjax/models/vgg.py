@@ -4,7 +4,8 @@ import jax
 from flax import linen as nn
 from jax.typing import DTypeLike
 
-from segjax.models.layers import Span, conv_span, he_normal, max_pool
+from segjax.models.geometry import Span, conv_span
+from segjax.models.layers import he_normal, max_pool
 
 _DEPTHS = (2, 2, 3, 3, 3)  # convolutions of each block
 

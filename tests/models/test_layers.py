@@ -1,7 +1,6 @@
 """The fast forms against the plain ones: Flax's, lax's and PyTorch's."""
 
 import itertools
-import re
 from functools import partial
 
 import jax
@@ -10,9 +9,7 @@ import numpy as np
 import pytest
 from flax import linen as nn
 
-from segjax.errors import SegjaxError
 from segjax.models.layers import (
-    Geometry,
     UpConv,
     bilinear_deconv,
     bilinear_matrix,
@@ -23,12 +20,6 @@ from segjax.models.layers import (
 )
 
 SIZES = [(4, 7), (5, 8), (3, 5)]
-GEOMETRIES = [
-    Geometry(4, 4, 4, None, None),
-    Geometry(4, 44, 4, 23, 22, margin=20),
-    Geometry(3, 5, 3, 1, 1, margin=1),
-    Geometry(1, 1, 32, None, None),
-]
 # These many small programs take longer to compile than to run.
 jit = partial(
     jax.jit,
@@ -327,53 +318,3 @@ def test_resize_to_its_own_size_is_itself_and_keeps_the_type():
 def test_jit_is_eager(f):
     x = normal(2, 5, 5, 3)
     np.testing.assert_allclose(jax.jit(f)(x), f(x), rtol=1e-6, atol=1e-6)
-
-
-@pytest.mark.parametrize("geometry", GEOMETRIES, ids=str)
-def test_fit_is_the_smallest_side_that_covers(geometry):
-    sides = [geometry.minimum + i * geometry.step for i in range(40)]
-    for size in range(1, 80 if geometry.step > 1 else 40):
-        covering = [side for side in sides if side - 2 * geometry.margin >= size]
-        assert geometry.fit(size) == covering[0], size
-
-
-@pytest.mark.parametrize("geometry", GEOMETRIES, ids=str)
-def test_check_takes_the_good_sides_and_names_the_nearest(geometry):
-    last = geometry.minimum + 3 * geometry.step
-    sides = set(range(geometry.minimum, last + 1, geometry.step))
-    tried = range(1, last + 1)
-
-    def nearest(side):
-        if side in sides:
-            return {side}
-        below, above = [n for n in sides if n < side], [n for n in sides if n > side]
-        return {*sorted(below)[-1:], *sorted(above)[:1]}
-
-    # Every side as height and as width, beside a good and beside a bad one.
-    bad = [side for side in tried if side not in sides][:1]
-    others = [geometry.minimum, *bad]
-    for height, width in [*itertools.product(tried, others), *itertools.product(others, tried)]:
-        if {height, width} <= sides:
-            geometry.check(height, width)
-            continue
-        with pytest.raises(SegjaxError, match=f"got {height}×{width}\\. ") as error:
-            geometry.check(height, width)
-        heights, widths = re.search("heights: (.*); widths: (.*?)\\.", str(error.value)).groups()
-        heights, widths = ({int(n) for n in text.split(" or ")} for text in (heights, widths))
-        assert (heights, widths) == (nearest(height), nearest(width))
-        for good in itertools.product(heights, widths):
-            geometry.check(*good)
-
-
-@pytest.mark.parametrize(
-    "height, width, text",
-    [
-        (50, 48, "got 50×48. Nearest heights: 48 or 52; widths: 48. "),
-        (48, 50, "got 48×50. Nearest heights: 48; widths: 48 or 52. "),
-        (43, 51, "got 43×51. Nearest heights: 44; widths: 48 or 52. "),
-    ],
-)
-def test_check_says_what_and_how_to_mend_it(height, width, text):
-    start = re.escape("The network takes sides of 44 + any multiple of 4 pixels; " + text)
-    with pytest.raises(SegjaxError, match=f"^{start}Crop .* pads"):
-        Geometry(4, 44, 4, 23, 22, margin=20).check(height, width)
