@@ -1,4 +1,4 @@
-"""Scores of a segmentation, all from one confusion matrix over the whole data set.
+"""Scores of a segmentation, from one confusion matrix over the whole data set; and of its objects.
 
 Rows are the truth, columns the prediction. Each score is a function of an (N, N) int64 matrix;
 a class whose score has nothing in its divisor is NaN and is left out of means.
@@ -138,3 +138,32 @@ def summary(confusion: np.ndarray) -> dict[str, float]:
 def per_class(confusion: np.ndarray) -> dict[str, np.ndarray]:
     """The scores of each class by name, (N,) each."""
     return {score.__name__: score(confusion) for score in (iou, precision, recall, f1)}
+
+
+def count_objects(truth: np.ndarray, predicted: np.ndarray) -> np.ndarray:
+    """Count the objects of a picture, and those found: predicted by one with an IoU above 0.5.
+
+    Such a pair is the only one of both its objects, so nothing has to be assigned.
+
+    Args:
+        truth, predicted: integers (H, W), 0 or the number of an object.
+
+    Returns:
+        (3,) int64, objects found, true and predicted; add pictures up for `object_scores`.
+    """
+    size, predicted_size = np.bincount(truth.ravel()), np.bincount(predicted.ravel())
+    pairs = truth.astype(np.int64) * len(predicted_size) + predicted
+    pair, common = np.unique(pairs[(truth > 0) & (predicted > 0)], return_counts=True)
+    one, other = np.divmod(pair, len(predicted_size))
+    found = 2 * common > size[one] + predicted_size[other] - common
+    return np.array([found.sum(), np.count_nonzero(size[1:]), np.count_nonzero(predicted_size[1:])])
+
+
+def object_scores(counts: np.ndarray) -> dict[str, float]:
+    """Precision, recall and F1 of objects by name, of the counts (found, true, predicted)."""
+    found, true, predicted = counts
+    return {
+        "object_precision": float(_ratio(found, predicted)),
+        "object_recall": float(_ratio(found, true)),
+        "object_f1": float(_ratio(2 * found, true + predicted)),
+    }

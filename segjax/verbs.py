@@ -26,6 +26,7 @@ from segjax.data import pipeline
 from segjax.data.folder import Folder
 from segjax.data.labels import voc_palette
 from segjax.data.pictures import read_picture
+from segjax.data.weight_map import components
 from segjax.data.wrapper import bare
 from segjax.errors import SegjaxError
 from segjax.models.variants import VARIANTS
@@ -307,7 +308,8 @@ def _write_report(
     """Print the scores; write them, the curves, a preview sheet and overlays to `report`."""
     classes, palette, where = source.classes, source.palette, folder / "report"
     (where / "overlays").mkdir(parents=True, exist_ok=True)
-    overall, per_class = metrics.summary(confusion), metrics.per_class(confusion)
+    overall = metrics.summary(confusion) | _object_scores(source, predict)
+    per_class = metrics.per_class(confusion)
     rich.print(report.score_table(classes, per_class, overall))
     write_whole(where / "scores.md", report.scores_markdown(classes, per_class, overall))
     finite = {name: None if math.isnan(value) else value for name, value in overall.items()}
@@ -327,6 +329,18 @@ def _write_report(
         f"Checkpoint of step {step}, {len(source)} pictures. Look at {where / 'preview.png'}, "
         "and beside it curves.png, overlays/, scores.md and scores.json."
     )
+
+
+def _object_scores(source: pipeline.Source, predict: inference.Predict) -> dict[str, float]:
+    """Scores of objects where the source numbers them; the prediction's are its connected parts."""
+    if "instances" not in source[0]:
+        return {}
+    counts = np.zeros(3, np.int64)
+    for i in range(len(source)):
+        example = source[i]
+        parts = components(inference.predict_label(predict, example["image"]))
+        counts += metrics.count_objects(example["instances"], parts)
+    return metrics.object_scores(counts)
 
 
 def _save(pixels: np.ndarray, path: Path) -> None:

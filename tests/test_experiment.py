@@ -161,6 +161,8 @@ def test_every_recipe_trains_evaluates_and_predicts(script, request, tmp_path, c
     logged = [r["mean_iou"] for r in read_metrics(home / "metrics.jsonl") if "mean_iou" in r]
     assert len(logged) == 2 and scores["mean_iou"] == pytest.approx(max(logged), abs=0)
 
+    assert ("object_f1" in scores) == (folder == "nuclei")  # its masks number the objects
+
     # Again: nothing left to train, the same scores; also for another batch size.
     run(name, "train", "--run", home, *small(name, *data))
     assert "going on from step 4 of 4" in capsys.readouterr().out

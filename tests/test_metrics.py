@@ -190,3 +190,48 @@ def test_a_network_of_other_classes_is_refused():
     batch = {"image": np.zeros((1, 2, 2, 3), np.uint8), "label": np.zeros((1, 2, 2), np.uint8)}
     with pytest.raises(SegjaxError, match="logits of 4 classes, expected 3"):
         metrics.evaluate(lambda images: jnp.zeros((1, 2, 2, 4)), [batch], num_classes=3)
+
+
+# Objects
+
+
+def test_objects_by_hand():
+    truth = np.array([[1, 1, 1, 0, 7], [1, 0, 0, 0, 7], [0, 0, 4, 4, 7]])
+    predicted = np.array([[2, 2, 2, 0, 1], [0, 0, 0, 0, 1], [0, 3, 3, 3, 0]])
+    # 3 of 4 pixels; 2 of 3; 2 of a union of 3
+    assert metrics.count_objects(truth, predicted).tolist() == [3, 3, 3]
+    predicted[2, 4] = 3  # 2 of a union of 4: half is too little
+    assert metrics.count_objects(truth, predicted).tolist() == [2, 3, 3]
+    scores = metrics.object_scores(np.array([2, 3, 4]))
+    assert scores == {"object_precision": 0.5, "object_recall": 2 / 3, "object_f1": 4 / 7}
+
+
+def test_two_objects_predicted_as_one_are_one_of_them_at_most():
+    truth = np.array([[1, 1, 1, 2, 2]], np.uint16)
+    assert metrics.count_objects(truth, truth > 0).tolist() == [1, 2, 1]
+    assert metrics.count_objects(np.array([[1, 1, 2, 2]]), np.ones((1, 4), int)).tolist() == [
+        0,
+        2,
+        1,
+    ]
+
+
+def test_objects_of_nothing():
+    nothing = np.zeros((2, 3), np.uint16)
+    assert metrics.count_objects(nothing, nothing).tolist() == [0, 0, 0]
+    assert all(np.isnan(score) for score in metrics.object_scores(np.zeros(3)).values())
+
+
+@given(st.integers(0, 2**32 - 1))
+@settings(max_examples=30, deadline=None)
+def test_objects_are_those_of_a_slow_count(seed):
+    rng = np.random.default_rng(seed)
+    truth = rng.integers(0, 4, (3, 4)).astype(np.uint16)
+    predicted = np.where(rng.random((3, 4)) < 0.7, truth, rng.integers(0, 4, (3, 4)))
+    found = 0
+    for a in set(truth.ravel()) - {0}:
+        for b in set(predicted.ravel()) - {0}:
+            both, either = (truth == a) & (predicted == b), (truth == a) | (predicted == b)
+            found += both.sum() > 0.5 * either.sum()
+    numbers = [len(set(x.ravel()) - {0}) for x in (truth, predicted)]
+    assert metrics.count_objects(truth, predicted).tolist() == [found, *numbers]
