@@ -343,7 +343,7 @@ def measure(name: str, settings: Settings, runs: int) -> None:
                 median = statistics.median(times[title])
                 cells[title] += [
                     f"{median:.3f} ({min(times[title]):.3f})",
-                    f"{firsts[title] - median:.1f}",
+                    f"{max(firsts[title] - median, 0):.1f}",
                 ]
                 if verb == "train":
                     cells[title].append(pool.submit(memory).result())

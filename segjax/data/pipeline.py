@@ -44,7 +44,7 @@ def pad_to_canvas(
     """
     first = examples[0]
     shape = (len(examples), *canvas)
-    # Filled in place: np.pad and np.stack take twice as long.
+    # Filled in place: np.pad and np.stack take several times as long.
     images = np.empty((*shape, *first["image"].shape[2:]), first["image"].dtype)
     labels = np.full(shape, IGNORE, np.uint8)
     batch = {"image": images, "label": labels}
