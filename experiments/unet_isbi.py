@@ -48,6 +48,9 @@ class UNetISBI(Recipe):
     weighted: bool = True
     """Whether pixels are weighted by U-Net's map, of balanced classes and borders between cells."""
 
+    elastic: float = 10.0
+    """Deviation of the elastic deformation's displacements, in pixels; 0 for none."""
+
     def model(self) -> UNet:
         return UNet(2, widths=self.widths, dtype=self.compute)
 
@@ -64,7 +67,7 @@ class UNetISBI(Recipe):
 
     def augment(self, key: jax.Array, example: Example) -> Example:
         return compose(
-            partial(random_elastic, outside="mirror"),
+            partial(random_elastic, sigma=self.elastic, outside="mirror"),
             partial(random_rotation, outside="mirror"),
             partial(random_scale_crop, size=self.crop, scale=self.scale),
             random_flip,

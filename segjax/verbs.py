@@ -66,7 +66,8 @@ def evaluate(
     source = stored.rebuild("source")
     if data is not None:
         source = _moved(source, data)
-    batch_size, canvas = batch_size or stored.fields["batch_size"], stored.fields["canvas"]
+    batch_size = batch_size or stored.fields["batch_size"]
+    canvases = [*map(tuple, stored.fields["buckets"] or [stored.fields["canvas"]])]
     mesh = sharding.make_mesh(jax.local_devices() if tile else None)
     sharding.check_batch_size(mesh, batch_size)
     step, predict, variables = load(
@@ -74,10 +75,10 @@ def evaluate(
     )
     on_mesh = partial(predict, jax.device_put(variables, sharding.replicated(mesh)))
     if tile:
-        print(tiles.plan(stored.rebuild("model"), canvas, tile))
-        confusion = confusion_by_tiles(on_mesh, source, canvas=canvas)
+        for canvas in canvases:
+            print(tiles.plan(stored.rebuild("model"), canvas, tile))
+        confusion = confusion_by_tiles(on_mesh, source, canvases=canvases)
     else:
-        canvases = [*map(tuple, stored.fields["buckets"] or [canvas])]
         confusion = confusion_of(
             on_mesh,
             source,
@@ -284,13 +285,13 @@ def confusion_of(
 
 
 def confusion_by_tiles(
-    predict: inference.Predict, source: pipeline.Source, *, canvas: tuple[int, int]
+    predict: inference.Predict, source: pipeline.Source, *, canvases: Sequence[tuple[int, int]]
 ) -> np.ndarray:
     """The confusion matrix of a source, each process computing its share by itself."""
     batches = pipeline.evaluation_batches(
         source,
         batch_size=jax.process_count(),
-        canvases=[canvas],
+        canvases=canvases,
         process=jax.process_index(),
         processes=jax.process_count(),
     )

@@ -130,15 +130,16 @@ def voc(tmp_path, monkeypatch):
         Image.fromarray(pixels).save(file, kind)
         return file.getvalue()
 
-    def examples():
+    def examples(height):
         for i in range(8):
-            picture = rng.integers(0, 256, (40, 44 - i), np.uint8)
+            picture = rng.integers(0, 256, (height, 44 - i), np.uint8)
             mask = rng.choice([0, 1, 20, 255], picture.shape).astype(np.uint8)
             picture = encoded(np.stack([picture] * 3, -1), "jpeg")
             yield i, {"image": picture, "mask": encoded(mask, "png"), "id": f"2007_{i}"}
 
     builder = VocSegmentation(config="2012_sbd", data_dir=tmp_path / "voc")
-    splits = {"trainaug": examples(), "val": examples()}
+    # Held-out pictures fit the second of the buckets, but not the canvas.
+    splits = {"trainaug": examples(40), "val": examples(46)}
     monkeypatch.setattr(builder, "_split_generators", lambda downloads: splits)
     builder.download_and_prepare(file_format="array_record")
     return tmp_path / "voc"

@@ -50,6 +50,17 @@ class Without(Wrapper):
     skipped: tuple[int, ...]
 
     @property
+    def ranges(self) -> tuple[tuple[float, float], ...]:
+        """The source's, if it has any."""
+        return self.source.ranges
+
+    @property
+    def pairs(self) -> list[Any]:
+        """Those of the source's pairs of files that are left, if it has any."""
+        pairs = self.source.pairs
+        return [pairs[i] for i in self._kept]
+
+    @property
     def size_of(self) -> Callable[[int], tuple[int, int]]:
         """Height and width of example i, if the source has the method."""
         size_of = self.source.size_of

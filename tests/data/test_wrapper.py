@@ -1,5 +1,7 @@
 """Sources around others hand on what those tell, and examples are left out of the innermost."""
 
+from dataclasses import replace
+
 import numpy as np
 from PIL import Image
 
@@ -33,8 +35,11 @@ def test_files_and_sizes_are_told_as_far_as_the_source_does(tmp_path):
     rest = without(source, (0,))
     assert [rest.size_of(i) for i in range(2)] == [(2, 3), (4, 5)]
     assert rest.files == Weighted(source).files == source.files
+    assert rest.pairs == [*source.pairs[1:]]
+    wide = without(replace(source, ranges=((0, 9),)), ())
+    assert (rest.ranges, wide.ranges) == ((), ((0, 9),))
     other = without(Shapes(1, (32, 40)), ())
-    assert not hasattr(other, "size_of") and not hasattr(other, "files")
+    assert not any(hasattr(other, name) for name in ("size_of", "files", "pairs", "ranges"))
 
 
 def test_without_reaches_the_innermost():
