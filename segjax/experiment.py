@@ -39,7 +39,16 @@ from segjax.errors import SegjaxError
 from segjax.models.layers import crop
 from segjax.progress import RunLog
 from segjax.run import Run, read_json, start_run, write_whole
-from segjax.train import Batch, Every, State, fit, make_state, make_train_step, step_cost
+from segjax.train import (
+    Batch,
+    Every,
+    State,
+    fit,
+    make_state,
+    make_train_step,
+    step_cost,
+    step_flops,
+)
 
 Split = Literal["train", "val"]
 _SHEET = (4, 4)  # training pictures and augmentations of each on a sheet
@@ -147,9 +156,11 @@ def make_prepare(
 class _Parts:
     """What a recipe's training consists of on a mesh, for `train` and for `cost`."""
 
-    def __init__(self, recipe: Recipe, mesh: Mesh) -> None:
+    def __init__(self, recipe: Recipe, mesh: Mesh, *, unrolled: bool = False) -> None:
         sharding.check_batch_size(mesh, recipe.batch_size)
         self.model: Any = recipe.model()
+        if unrolled and hasattr(self.model, "scan"):
+            self.model = self.model.clone(scan=False)
         self.model.geometry.check(*recipe.crop)
         optimizer = recipe.optimizer()
         parameters, steps = jax.random.split(jax.random.key(recipe.seed))
@@ -313,10 +324,33 @@ def train(recipe: Recipe, folder: Path, *, name: str) -> None:
 def cost(recipe: Recipe) -> None:
     """Compile the training step for the recipe's shapes, without data, and print what it takes."""
     mesh = sharding.make_mesh()
-    parts = _Parts(recipe, mesh)
-    state = jax.eval_shape(parts.make_state)
+    found = step_cost(*_step_in_shapes(recipe, mesh))
+    # Of a network without loops, for a loop's body is counted once.
+    flops = step_flops(*_step_in_shapes(recipe, mesh, unrolled=True)) / mesh.size
+    table = Table(
+        title=f"one training step of {recipe.batch_size} × {recipe.crop[0]}×{recipe.crop[1]} "
+        f"on {mesh.size} × {jax.devices()[0].device_kind}"
+    )
+    table.add_column("")
+    table.add_column("", justify="right")
+    table.add_row("parameters", f"{found.parameters:,}")
+    table.add_row("FLOPs per device", f"{flops / 1e9:,.3f} G")
+    for what in ("arguments", "temporaries", "outputs"):
+        table.add_row(f"memory per device: {what}", f"{getattr(found, what) / 2**20:,.1f} MiB")
+    table.add_row("compile time", f"{found.compile_seconds:.1f} s")
+    rich.print(table)
+
+
+def _step_in_shapes(
+    recipe: Recipe, mesh: Mesh, *, unrolled: bool = False
+) -> tuple[Callable[..., Any], State, dict[str, jax.ShapeDtypeStruct]]:
+    """A recipe's training step, and the shapes of the state and of the batch that it takes."""
+    parts = _Parts(recipe, mesh, unrolled=unrolled)
     whole, split = sharding.replicated(mesh), sharding.split(mesh)
-    state = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=whole), state)
+    state = jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=whole),
+        jax.eval_shape(parts.make_state),
+    )
 
     def rows(*shape: int, dtype: Any) -> jax.ShapeDtypeStruct:
         return jax.ShapeDtypeStruct((recipe.batch_size, *shape), dtype, sharding=split)
@@ -327,19 +361,7 @@ def cost(recipe: Recipe) -> None:
         "epoch": rows(dtype=jnp.int32),
         "record": rows(dtype=jnp.int32),
     }
-    found = step_cost(parts.step, state, batch)
-    table = Table(
-        title=f"one training step of {recipe.batch_size} × {recipe.crop[0]}×{recipe.crop[1]} "
-        f"on {mesh.size} × {jax.devices()[0].device_kind}"
-    )
-    table.add_column("")
-    table.add_column("", justify="right")
-    table.add_row("parameters", f"{found.parameters:,}")
-    table.add_row("FLOPs per device", f"{found.flops / 1e9:,.1f} G")
-    for what in ("arguments", "temporaries", "outputs"):
-        table.add_row(f"memory per device: {what}", f"{getattr(found, what) / 2**20:,.1f} MiB")
-    table.add_row("compile time", f"{found.compile_seconds:.1f} s")
-    rich.print(table)
+    return parts.step, state, batch
 
 
 def show_augment(recipe: Recipe, out: Path) -> None:

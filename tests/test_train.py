@@ -202,7 +202,7 @@ def test_step_cost_needs_no_data(mesh):
 
     cost = step_cost(training(), shapes(state, whole), shapes(batch_of(0), split))
     assert cost.parameters == sum(x.size for x in jax.tree.leaves(state.params)) > 0
-    assert cost.flops > 0 and cost.compile_seconds > 0
+    assert cost.compile_seconds > 0
     assert cost.temporaries > 0 and cost.outputs > 0
     # An eighth of the batch, but the whole state.
     assert cost.arguments >= sum(x.nbytes for x in jax.tree.leaves(state))
