@@ -65,7 +65,7 @@ class Folder:
         endings: what follows the shared stem in the names of pictures and of masks, before the
             suffix: `("", "_mask")` for `a.jpg` and `a_mask.png`. Other files are passed over.
         ranges: `(low, high)` of the pictures' stored values, one for all channels or one for each.
-            Without it, pictures are read as 8 bits.
+            Without it, pictures of more than 8 bits are refused.
         instances: the masks hold numbers of instances, 0 = background and 1..65535; the two
             classes are background and object.
 
@@ -141,7 +141,7 @@ class Folder:
 
         Raises:
             SegjaxError: what the headers tell to be wrong: a file is no picture, a mask is in
-                colour, or the two sizes differ.
+                colour or a JPEG, a picture needs `ranges`, or the two sizes differ.
         """
         pair = self.pairs[i]
         size = picture_size(pair.image, self.channels, self.ranges, pair.page)

@@ -3,8 +3,9 @@
 Nothing here resizes, crops or augments, and no folder, data set or class name is known.
 """
 
+import re
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -16,6 +17,22 @@ from segjax.errors import SegjaxError
 IGNORE = 255
 _MODES = {1: "L", 3: "RGB", 4: "RGBA"}  # channels -> Pillow's mode
 _SHOWN = 5  # names or values listed in an error before "and N more"
+_BITS_PER_SAMPLE = 258  # the TIFF tag
+_MASK_ADVICE = {  # Pillow's mode -> what to do with such a mask
+    "RGB": "Write each class's index in the place of its colour; of three equal channels, keep one",
+    "RGBA": "Remove its alpha, and write each class's index in the place of its colour",
+    "LA": "Remove its alpha",
+    "F": "Store its values as integers",
+}
+_NO_PICTURES = (  # how a file begins that no decoder knows -> what it is, and what to do
+    (rb"\Z", "an empty file. Get it again, or remove it together with its partner."),
+    (rb"version https://git-lfs", "a Git LFS pointer, not the picture itself. Run `git lfs pull`."),
+    (rb"(?i)\s*<(!doctype html|html)", "a web page, as failed downloads leave. Get it again."),
+    (rb"\x93NUMPY", "a NumPy array. Save it as PNG or TIFF."),
+    (rb".{4}ftyp(heic|heix|mif1)", "a HEIC photograph. Convert it to JPEG or PNG."),
+    (rb".{128}DICM", "a DICOM file. Convert it to TIFF."),
+    (rb"[\t\n\r -~]+\Z", "a text file. Move it out of the folder of pictures or masks."),
+)
 
 File = str | Path | BinaryIO  # an open file is told in messages by its `str`
 Ranges = tuple[tuple[float, float], ...]
@@ -35,8 +52,9 @@ def read_picture(
 ) -> np.ndarray:
     """A picture as 8-bit grey, RGB or RGBA, or by stated ranges; its pixels in the order stored.
 
-    Without `ranges`, a picture of any mode is converted: 16-bit grey is scaled from its full
-    range, 65535 -> 255; alpha is dropped unless `channels` is 4, and 255 where the file has none.
+    Without `ranges`, a picture of any mode of at most 8 bits is converted: alpha is dropped unless
+    `channels` is 4, and 255 where the file has none. More bits are refused, except of PPM, JPEG
+    2000 and AVIF in colour: Pillow cuts these to 8 before it tells.
 
     With `ranges`, a picture of any number of channels, of 8, 16 or 32 bits or floats, is scaled
     so that a range's low end becomes 0 and its high end 255, and never converted nor clipped. A
@@ -56,28 +74,16 @@ def read_picture(
 
     Raises:
         SegjaxError: channels or ranges do not fit; the file is no picture, is broken, or holds
-            what would have to be clipped: floats or integers beyond 16 bits without `ranges`, NaN
+            what would have to be cut or clipped: floats or more than 8 bits without `ranges`, NaN
             or values outside of them.
     """
     check_channels(channels, ranges)
     if ranges:
         return _scaled(path, _samples(path, channels, page), ranges)
     with _opened(path, page) as image:
-        if image.mode == "F":
-            low, high = image.getextrema()
-            raise Unusable(
-                "float picture",
-                f"{path}: a float picture (values {low} to {high}), expected integers of 8 or 16 "
-                "bits. Say with `ranges` which values become 0 and 255: ranges=((low, high),).",
-            )
-        picture: Image.Image = image
-        if image.mode.startswith("I"):
-            # Pillow's own convert("L") would clip at 255
-            grey = (_integers(image, path).astype(np.int32) + 128) // 257
-            picture = Image.fromarray(grey.astype(np.uint8))
-        elif image.mode == "P":
-            # straight to grey or RGB, a transparent palette draws a warning
-            picture = image.convert("RGBA")
+        _check_depth(image, path, page)
+        # straight from a palette to grey or RGB, a transparent one draws a warning
+        picture = image.convert("RGBA") if image.mode == "P" else image
         if picture.mode != _MODES[channels]:  # or it would be copied
             picture = picture.convert(_MODES[channels])
         pixels = np.array(picture)
@@ -102,8 +108,8 @@ def read_mask(
         uint8 (H, W) of 0..N-1 and 255, writable.
 
     Raises:
-        SegjaxError: the file is no picture or broken, is in colour or float, or holds values that
-            are no class.
+        SegjaxError: the file is no picture or broken, is in colour, float or JPEG, or holds values
+            that are no class.
     """
     table = label_table(num_classes, values)
     stored = _stored(path, page)
@@ -137,8 +143,8 @@ def read_instances(path: File, page: int | None = None) -> np.ndarray:
         page: of a file of several, from 0; None takes the file as one picture, or its first.
 
     Raises:
-        SegjaxError: the file is no picture or broken, is in colour or float, or holds integers
-            beyond 16 bits.
+        SegjaxError: the file is no picture or broken, is in colour, float or JPEG, or holds
+            integers beyond 16 bits.
     """
     return _stored(path, page).astype(np.uint16)
 
@@ -208,6 +214,8 @@ def picture_size(
             shape = samples.shape
         return shape[:2] if shape[2:] in ((), (channels,)) else shape[1:3]
     with _opened(path, page) as image:
+        if not ranges:
+            _check_depth(image, path, page)
         return image.height, image.width
 
 
@@ -253,13 +261,44 @@ def _tiff(path: File, page: int | None) -> Iterator[Any]:
         yield file.series[0] if page is None else file.pages[page]
 
 
+def _bits(image: ImageFile.ImageFile) -> int:
+    """How many bits a sample has in the file, of PNG and TIFF in colour too, before it is loaded.
+
+    Pillow gives 8 bits of those without a word; of a TIFF of planes, the wrong ones.
+    """
+    if tags := getattr(image, "tag_v2", None):
+        return max(tags.get(_BITS_PER_SAMPLE, (1,)))
+    return 16 if image.mode[0] in "FI" or ";16" in str(image.tile) else 8
+
+
+def _check_depth(image: ImageFile.ImageFile, path: File, page: int | None) -> None:
+    """Raise unless 8 bits hold the samples of a picture."""
+    if (bits := _bits(image)) > 8:
+        grey = image.mode[0] in "FI"
+        samples = np.asarray(image) if grey else _samples(path, len(image.getbands()), page)
+        kind = "float" if image.mode == "F" else f"{bits}-bit"
+        raise Unusable(
+            f"{kind} picture",
+            f"{path}: a {kind} picture (values {samples.min()} to {samples.max()}), expected at "
+            "most 8 bits. Say with `ranges` which values become 0 and 255, ranges=((0, 65535),) "
+            "for all of 16 bits, or save it with 8 bits.",
+        )
+
+
 def _check_mask_mode(image: Image.Image, path: File) -> None:
+    if image.format in {"JPEG", "MPO"}:
+        raise Unusable(
+            "JPEG mask",
+            f"{path}: a JPEG, which changes class indices, most of all at borders. Make the mask "
+            "anew as PNG from what it was drawn with: to convert this file does not mend it.",
+        )
     if image.mode not in {"1", "L", "P", "I"} and not image.mode.startswith("I;16"):
         kind = "float" if image.mode == "F" else "colour"
         raise Unusable(
             f"{kind} mask",
             f"{path}: a {kind} picture (mode {image.mode}) where class indices are expected. "
-            "Save the mask as palette or 8-bit grey PNG with the class index as pixel value.",
+            f"{_MASK_ADVICE.get(image.mode, 'Convert it')}. Save the mask as palette or 8-bit grey "
+            "PNG with the class index as pixel value.",
         )
 
 
@@ -269,24 +308,17 @@ def _stored(path: File, page: int | None) -> np.ndarray:
         _check_mask_mode(image, path)
         # 2- and 4-bit grey: Pillow stretches to 0..255 as it loads, and tells so only before
         packing = str(image.tile[0][3]) if image.tile else ""
-        stored = _integers(image, path)
-    step = {"L;2": 85, "L;4": 17}.get(packing)
-    return stored // step if step else stored
-
-
-def _integers(image: Image.Image, path: File) -> np.ndarray:
-    """The samples of a picture of one integer channel, (H, W) of 0..65535."""
-    samples = np.asarray(image)
-    if samples.dtype == bool:
-        return samples.astype(np.uint8)  # as an index it would select
-    if samples.itemsize > 2 and (samples.min() < 0 or samples.max() > 65535):
+        stored = np.asarray(image)
+    if stored.dtype == bool:
+        return stored.astype(np.uint8)  # as an index it would select
+    if stored.itemsize > 2 and (stored.min() < 0 or stored.max() > 65535):
         raise Unusable(
             "integers beyond 16 bits",
-            f"{path}: integers from {samples.min()} to {samples.max()}, expected at most 16 bits "
-            "(0..65535). Save a mask as 8- or 16-bit PNG; of a picture, say with `ranges` which "
-            "values become 0 and 255.",
+            f"{path}: integers from {stored.min()} to {stored.max()}, expected 0..65535. Save the "
+            "mask as 8- or 16-bit PNG.",
         )
-    return samples
+    step = {"L;2": 85, "L;4": 17}.get(packing)
+    return stored // step if step else stored
 
 
 def _samples(path: File, channels: int, page: int | None) -> np.ndarray:
@@ -296,12 +328,15 @@ def _samples(path: File, channels: int, page: int | None) -> np.ndarray:
             samples = stored.asarray()
     else:
         with _opened(path, page) as image:
-            packing = str(image.tile[0][3]) if image.tile else ""
-            if image.mode in {"1", "P"} or (image.mode[0] in "LR" and ";16" in packing):
+            flat = image.mode in {"1", "P"}
+            if flat or (image.mode[0] not in "FI" and _bits(image) > 8):
+                kind = "bilevel or palette picture" if flat else "16-bit picture"
+                remedy = "Read it without `ranges`" if flat else "Save it with 8 bits"
                 raise Unusable(
-                    "samples not as stored",
-                    f"{path}: of this picture (mode {image.mode}, {packing}) Pillow does not give "
-                    "the samples as stored. Save it as TIFF, or read it without `ranges`.",
+                    kind,
+                    f"{path}: of a {kind} (mode {image.mode}) Pillow does not give the samples as "
+                    f"stored. {remedy}, or save it as TIFF and say with `ranges` which values "
+                    "become 0 and 255.",
                 )
             samples = np.asarray(image)
     if samples.ndim == 2:
@@ -345,16 +380,35 @@ def _told(path: File) -> Iterator[Any]:
         yield
     except SegjaxError:
         raise
-    except UnidentifiedImageError as error:
-        raise Unusable(
-            "unreadable file",
-            f"{path}: not a picture that Pillow can open. Convert it to PNG, or remove it; for a "
-            "TIFF of many channels, state `ranges`.",
-        ) from error
     except Exception as error:  # decoders raise OSError, SyntaxError, struct.error, …
-        advice = "Get the file again, convert it to PNG, or remove it together with its partner."
-        if "imagecodecs" in str(error):  # tifffile's, for LZW, JPEG, …
-            advice = "pip install imagecodecs, or save it as TIFF without compression."
-        raise Unusable(
-            "unreadable file", f"{path}: cannot be read as a picture: {error}. {advice}"
-        ) from error
+        raise Unusable("unreadable file", f"{path}: {_reason(path, error)}") from error
+
+
+def _reason(path: File, error: Exception) -> str:
+    """What is wrong with a file that no decoder takes, and what to do."""
+    if isinstance(error, OSError) and error.errno:  # the system's: decoders give no number
+        return f"cannot be read: {error.strerror}. Correct the path or its permissions."
+    if isinstance(error, Image.DecompressionBombError):
+        return "more pixels than Pillow opens, 179 million. Cut it and its partner into parts."
+    if "imagecodecs" in str(error):  # tifffile's, for LZW, JPEG, …
+        return f"cannot be decoded: {error}. pip install imagecodecs, or save it uncompressed."
+    with open(path, "rb") if isinstance(path, str | Path) else nullcontext(path) as file:
+        file.seek(0)
+        start = file.read(132)
+        file.seek(0)
+    for pattern, told in _NO_PICTURES:
+        if re.match(pattern, start, re.DOTALL):
+            return told
+    if isinstance(error, UnidentifiedImageError):
+        if not re.match(rb"II[*+]\0|MM\0[*+]", start):
+            return "not a picture that Pillow can open. Convert it to PNG, or remove it."
+        with _tiff(path, None) as samples:
+            return (
+                f"a TIFF of {samples.dtype} of shape {samples.shape}, which Pillow cannot open. Of "
+                "a picture, say its number of `channels`, and with `ranges` which values become 0 "
+                "and 255, such as ranges=((0, 65535),); a mask has one channel of integers."
+            )
+    return (
+        f"cannot be read as a picture: {error}. Get the file again, convert it to PNG, or remove "
+        "it together with its partner."
+    )

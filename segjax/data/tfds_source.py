@@ -45,7 +45,7 @@ class TFDS:
         values: `(stored mask value, class)`, as of `Folder`. The trimap of oxford_iiit_pet, 1 pet,
             2 background, 3 border, needs `((1, 1), (2, 0), (3, 255))`; the label ids of
             cityscapes need `layouts.cityscapes(root).values`.
-        channels: of the pictures: 1 grey, 3 RGB, 4 RGBA.
+        channels: of the pictures, of at most 8 bits: 1 grey, 3 RGB, 4 RGBA.
 
     Raises:
         SegjaxError: at once for arguments that do not fit each other; at first use for data that

@@ -1,5 +1,6 @@
 """Every kind of broken input is told by a message of its own, and skipped only when asked."""
 
+import re
 import zlib
 
 import numpy as np
@@ -85,16 +86,18 @@ def cut(path):
     path.write_bytes(path.read_bytes()[:-9])
 
 
-def write_deep_png(path):
-    """A PNG of 16 bits a channel, which Pillow does not write: 2×1 pixels."""
-    header = (2).to_bytes(4) + (1).to_bytes(4) + bytes([16, 2, 0, 0, 0])
-    chunks = ((b"IHDR", header), (b"IDAT", zlib.compress(bytes(13))), (b"IEND", b""))
-    path.write_bytes(
-        b"\x89PNG\r\n\x1a\n"
-        + b"".join(
-            len(data).to_bytes(4) + name + data + zlib.crc32(name + data).to_bytes(4)
-            for name, data in chunks
-        )
+def write(name, content):
+    return lambda root: (root / name).write_bytes(content)
+
+
+def png(width, height, bits):
+    """A PNG of black RGB pixels, of a size or of bits that Pillow does not write."""
+    header = width.to_bytes(4) + height.to_bytes(4) + bytes([bits, 2, 0, 0, 0])
+    rows = bytes((1 + 3 * bits // 8 * width) * height) if width < 9 else b""
+    chunks = {b"IHDR": header, b"IDAT": zlib.compress(rows), b"IEND": b""}
+    return b"\x89PNG\r\n\x1a\n" + b"".join(
+        len(data).to_bytes(4) + name + data + zlib.crc32(name + data).to_bytes(4)
+        for name, data in chunks.items()
     )
 
 
@@ -140,15 +143,46 @@ MISTAKES = {
         {},
         r"c.jpg: cannot be read as a picture: .*truncated.*Get the file again",
     ),
-    "no picture": (
-        lambda root: (root / "images" / "a.png").write_text("text"),
+    "unknown format": (
+        write("images/a.png", bytes(range(256))),
         {},
         r"a.png: not a picture that Pillow can open\. Convert it",
     ),
-    "empty file": (
-        lambda root: (root / "masks" / "b.png").write_bytes(b""),
+    "text": (write("images/a.png", b'{"shapes": []}\n'), {}, r"a.png: a text file\. Move it"),
+    "empty file": (write("masks/b.png", b""), {}, r"masks.b.png: an empty file\. Get it again"),
+    "web page": (
+        write("images/a.png", b"\n<!DOCTYPE html>\n<html>" + b"404 " * 99),
         {},
-        r"masks.b.png: not a picture that Pillow can open",
+        r"a.png: a web page",
+    ),
+    "Git LFS pointer": (
+        write(
+            "images/a.png", b"version https://git-lfs.github.com/spec/v1\noid sha256:" + b"0" * 64
+        ),
+        {},
+        r"a.png: a Git LFS pointer.*`git lfs pull`",
+    ),
+    "NumPy array": (
+        write("masks/a.png", b"\x93NUMPY" + bytes(99)),
+        {},
+        r"masks.a.png: a NumPy array\. Save it as PNG",
+    ),
+    "HEIC": (
+        write("images/a.png", bytes([0, 0, 0, 24]) + b"ftypheic" + bytes(99)),
+        {},
+        r"a.png: a HEIC photograph\. Convert",
+    ),
+    "DICOM": (write("images/a.png", bytes(128) + b"DICM" + bytes(9)), {}, r"a.png: a DICOM file"),
+    "huge": (write("images/a.png", png(20000, 10000, 8)), {}, r"a.png: more pixels than .*Cut it"),
+    "16-bit picture": (
+        store("images/a.png", LABEL.astype(np.uint16) * 16),
+        {},
+        r"a.png: a 16-bit picture \(values 0 to 4080\), .*ranges=\(\(0, 65535\),\) for .* or save",
+    ),
+    "16-bit RGB": (
+        write("images/a.png", png(5, 2, 16)),
+        {},
+        r"a.png: of a 16-bit picture \(mode RGB\) .*with 8 bits, or save it as TIFF",
     ),
     "float picture": (
         replace("images/a", LABEL.astype(np.float32)),
@@ -158,12 +192,12 @@ MISTAKES = {
     "32-bit picture": (
         replace("images/a", LABEL.astype(np.int32) * 1000),
         {},
-        r"a.tif: integers from 0 to 255000, .*`ranges`",
+        r"a.tif: a 32-bit picture \(values 0 to 255000\), .*`ranges`",
     ),
     "many channels without ranges": (
         replace("images/a", np.zeros((2, 5, 7), np.uint16)),
         {},
-        r"a.tif: not a picture that Pillow can open.*many channels, state `ranges`",
+        r"a.tif: a TIFF of uint16 of shape \(2, 5, 7\), which .*`channels`, and with `ranges`",
     ),
     "other channels than stated": (
         replace("images/a", np.zeros((2, 5, 7), np.uint16)),
@@ -195,15 +229,23 @@ MISTAKES = {
         {"channels": 1, "ranges": ((0, 1),)},
         r"a.tif: cannot be read as a picture",
     ),
+    "TIFF cut in its header": (
+        lambda root: (
+            replace("images/a", FLOAT)(root),
+            write("images/a.tif", (root / "images/a.tif").read_bytes()[:100])(root),
+        ),
+        {},
+        r"a.tif: cannot be read as a picture: ",
+    ),
     "palette by ranges": (
         store("images/a.png", Image.fromarray(LABEL).convert("P")),
         {"channels": 1, "ranges": ((0, 1),)},
-        r"a.png: of this picture \(mode P, P\) Pillow does not give the samples as stored",
+        r"a.png: of a bilevel or palette picture \(mode P\) .*Read it without `ranges`, or",
     ),
     "16-bit RGB by ranges": (
-        lambda root: write_deep_png(root / "images" / "a.png"),
+        write("images/a.png", png(5, 2, 16)),
         {"ranges": ((0, 65535),)},
-        r"a.png: of this picture \(mode RGB, RGB;16B\) Pillow does not give",
+        r"a.png: of a 16-bit picture \(mode RGB\) .*save it as TIFF",
     ),
     "colour instances": (
         store("masks/a.png", RGB[:2, :5]),
@@ -218,7 +260,20 @@ MISTAKES = {
     "stack without labels": (
         store("volume.tif", GREY),
         {"images": "volume.tif", "masks": "labels.tif"},
-        r"labels.tif: cannot be read as a picture: .*No such file",
+        r"labels.tif: cannot be read: No such file or directory\. Correct the path",
+    ),
+    "stack of labels is a folder": (
+        lambda root: store("volume.tif", GREY)(root),
+        {"images": "volume.tif"},
+        r"masks: cannot be read: Is a directory",
+    ),
+    "stack of fewer labels": (
+        lambda root: (
+            tifffile.imwrite(root / "volume.tif", np.stack([GREY] * 3), photometric="minisblack"),
+            store("labels.tif", GREY)(root),
+        ),
+        {"images": "volume.tif", "masks": "labels.tif"},
+        r"volume.tif has 3 pages, but its masks .*labels.tif have 1",
     ),
     "ranges without pairs": (nothing, {"ranges": (0, 1)}, r"expected \(low, high\) .*comma"),
     "ranges of other channels": (
@@ -231,13 +286,28 @@ MISTAKES = {
     "RGB mask": (
         store("masks/a.png", RGB[:2, :5]),
         {},
-        r"^[^:]*a.png: a colour picture \(mode RGB\) where class .*Save the mask as palette",
+        r"^[^:]*a.png: a colour picture \(mode RGB\) where class .*index in the place of its "
+        r"colour; .*Save the mask as palette",
     ),
-    "RGBA mask": (store("masks/a.png", RGBA[:2, :5]), {}, r"a.png: a colour picture \(mode RGBA"),
+    "RGBA mask": (
+        store("masks/a.png", RGBA[:2, :5]),
+        {},
+        r"a.png: a colour picture \(mode RGBA\) .*Remove its alpha, and write",
+    ),
     "LA mask": (
         store("masks/a.png", Image.fromarray(RGBA[:2, :5, [0, 3]])),
         {},
-        r"a.png: a colour picture \(mode LA\)",
+        r"a.png: a colour picture \(mode LA\) .*Remove its alpha. Save",
+    ),
+    "JPEG mask": (
+        lambda root: (remove("masks/a.png")(root), store("masks/a.jpg", LABEL)(root)),
+        {},
+        r"masks.a.jpg: a JPEG, which changes class indices",
+    ),
+    "32-bit mask": (
+        replace("masks/a", LABEL.astype(np.int32) * 1000),
+        {},
+        r"a.tif: integers from 0 to 255000, expected 0\.\.65535",
     ),
     "float mask": (
         replace("masks/a", LABEL.astype(np.float32)),
@@ -330,6 +400,19 @@ def test_mistaken_argument_is_told_at_once(tmp_path, name):
         folder(tmp_path, **changes)
 
 
-def test_thirty_kinds_have_messages_of_their_own():
-    files = [told for spoil, _, told in MISTAKES.values() if spoil is not nothing]
-    assert len(set(files)) == len(files) >= 30
+def test_thirty_kinds_have_messages_of_their_own(tmp_path):
+    """Told apart by their words alone: without paths, names, numbers and the length of lists."""
+    told_apart = set()
+    for i, (spoil, changes, _) in enumerate(MISTAKES.values()):
+        root = tmp_path / str(i)
+        add_pair(root, "a")
+        add_pair(root, "b")
+        spoil(root)
+        with pytest.raises(SegjaxError) as caught:
+            list(folder(root, **changes))
+        names_a_file = re.search(rf"{root}/\w", str(caught.value))
+        assert names_a_file or spoil is nothing
+        if names_a_file:
+            text = re.sub(rf"{root}\S*|'.*?'|\w+(\.png|/)|and \d+ more|inf", "", str(caught.value))
+            told_apart.add(frozenset(re.findall(r"[^\W\d]+", text)))
+    assert len(told_apart) >= 30, len(told_apart)

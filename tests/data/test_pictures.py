@@ -53,7 +53,6 @@ PICTURES = {
         palette_colours(GREY),
     ),
     "bilevel": (Image.fromarray(GREY > 99), {}, np.stack([(GREY > 99) * 255] * 3, -1)),
-    "16 bits": (Image.fromarray(GREY.astype(np.uint16) * 257), {}, np.stack([GREY] * 3, -1)),
 }
 
 
@@ -80,7 +79,6 @@ def test_read_picture_of_every_mode(tmp_path, name, channels):
         ("RGBA", GREY),
         ("grey+alpha", GREY),
         ("palette+alpha", GREY),
-        ("16 bits", np.full_like(GREY, 255)),
     ],
 )
 def test_read_picture_alpha(tmp_path, name, alpha):
@@ -94,12 +92,43 @@ def test_read_picture_cmyk(tmp_path):
     np.testing.assert_allclose(read_picture(path, 3)[0, 0], (0, 255, 255), atol=3)
 
 
-@pytest.mark.parametrize("suffix", ["png", "tif", "pgm"])  # modes I;16, I;16 and I
-def test_read_picture_scales_16_bits_to_the_full_range(tmp_path, suffix):
-    stored = np.array([[0, 128, 129, 300], [32767, 32768, 65406, 65535]], np.uint16)
-    path = save(tmp_path / f"a.{suffix}", stored)
-    expected = [[0, 0, 1, 1], [127, 128, 254, 255]]
-    np.testing.assert_array_equal(read_picture(path, 1)[..., 0], expected)
+TWELVE = np.arange(24).reshape(4, 6) * 178  # 0..4094
+DEEP = {
+    "grey PNG": ("a.png", TWELVE, lambda p, x: save(p, x.astype(np.uint16))),
+    "grey PGM": ("a.pgm", TWELVE, lambda p, x: save(p, x.astype(np.uint16))),
+    "grey TIFF": ("a.tif", TWELVE, lambda p, x: tiff(p, x.astype(np.uint16))),
+    "signed TIFF": ("a.tif", TWELVE, lambda p, x: tiff(p, x.astype(np.int16))),
+    "32-bit TIFF": ("a.tif", TWELVE, lambda p, x: tiff(p, x.astype(np.uint32))),
+    "float TIFF": ("a.tif", TWELVE, lambda p, x: tiff(p, x.astype(np.float32))),
+    "RGB TIFF": (
+        "a.tif",
+        np.stack([TWELVE] * 3, -1),
+        lambda p, x: tiff(p, x.astype(np.uint16), photometric="rgb", compression="zlib"),
+    ),
+    "RGB TIFF of planes": (
+        "a.tif",
+        np.stack([TWELVE] * 3),
+        lambda p, x: tiff(p, x.astype(np.uint16), photometric="rgb", planarconfig="separate"),
+    ),
+    "RGBA TIFF": (
+        "a.tif",
+        np.stack([TWELVE] * 4, -1),
+        lambda p, x: tiff(p, x.astype(np.uint16), photometric="rgb", extrasamples=["unassalpha"]),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", DEEP)
+def test_what_8_bits_do_not_hold_is_refused_without_ranges(tmp_path, name):
+    file, pixels, write = DEEP[name]
+    path = write(tmp_path / file, pixels)
+    told = r"a\.\w+: a (16-bit|32-bit|float) picture \(values 0(\.0)? to 4094(\.0)?\), .*`ranges`"
+    for read in (read_picture, picture_size):
+        with pytest.raises(SegjaxError, match=told):
+            read(path)
+    channels = pixels.size // TWELVE.size
+    read = read_picture(path, channels, ((0, 4094),))
+    np.testing.assert_allclose(read, np.stack([TWELVE * (255 / 4094)] * channels, -1), rtol=1e-6)
 
 
 def test_read_picture_leaves_exif_orientation(tmp_path):
@@ -234,7 +263,7 @@ def test_one_channel_of_any_kind(tmp_path, suffix, pixels, ranges):
 @pytest.mark.skipif(bool(find_spec("imagecodecs")), reason="imagecodecs reads it")
 def test_compression_that_needs_another_package_is_told(tmp_path):
     path = save(tmp_path / "a.tif", FLOAT, compression="tiff_lzw")
-    with pytest.raises(SegjaxError, match=r"a.tif: cannot be read .*pip install imagecodecs"):
+    with pytest.raises(SegjaxError, match=r"a.tif: cannot be decoded: .*pip install imagecodecs"):
         read_picture(path, 1, ((-2, 3),))
 
 
