@@ -2,14 +2,22 @@
 
 import operator
 import warnings
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from io import BytesIO
 from pathlib import Path
 from typing import Any
 
-from segjax.data.pictures import check_channels, check_palette, label_table, read_mask, read_picture
+from segjax.data.pictures import (
+    Unusable,
+    check_channels,
+    check_palette,
+    label_table,
+    mask_size,
+    picture_size,
+    read_mask,
+    read_picture,
+)
 from segjax.errors import SegjaxError
 
 
@@ -100,6 +108,33 @@ class TFDS:
             SegjaxError: a picture is broken, a mask holds other values, or the two sizes differ.
             IndexError: there is no example i.
         """
+        name, picture, mask = self._encoded(i)
+        image = read_picture(picture, self.channels)
+        label = read_mask(mask, len(self.classes), self.values)
+        _demand_same_size(picture, image.shape[:2], mask, label.shape)
+        return {"image": image, "label": label, "id": name}
+
+    def size_of(self, i: int) -> tuple[int, int]:
+        """Height and width of example i, from the headers of the encoded picture and mask alone.
+
+        Raises:
+            SegjaxError: what the headers tell to be wrong: one is no picture, the mask is in
+                colour, or the two sizes differ.
+            IndexError: there is no example i.
+        """
+        _, picture, mask = self._encoded(i)
+        size = picture_size(picture, self.channels)
+        _demand_same_size(picture, size, mask, mask_size(mask))
+        return size
+
+    @property
+    def files(self) -> list[Path]:
+        """The ArrayRecord files that hold the split, whole or in part."""
+        split = self._records.dataset_info.splits[self.split]
+        return sorted({Path(path) for path in split.filepaths})
+
+    def _encoded(self, i: int) -> tuple[str, Encoded, Encoded]:
+        """The name, the picture and the mask of example i."""
         if not -len(self) <= i < len(self):
             raise IndexError(f"index {i} is out of range for {len(self)} examples")
         i = operator.index(i) % len(self)
@@ -107,19 +142,11 @@ class TFDS:
         name = f"{self.split}-{i}" if self.id is None else str(record[self.id], "utf-8")
         whose = f"{name!r} of {self.dataset}, split {self.split}, in {self.data_dir}"
         picture = Encoded(record[self.image], f"the {self.image} of {whose}")
-        mask = Encoded(record[self.mask], f"the {self.mask} of {whose}")
-        image = read_picture(picture, self.channels)
-        label = read_mask(mask, len(self.classes), self.values)
-        if image.shape[:2] != label.shape:
-            raise SegjaxError(
-                f"{picture} is of {image.shape[:2]} pixels (height, width), but {mask} of "
-                f"{label.shape}. The two must match pixel for pixel: prepare the data set anew."
-            )
-        return {"image": image, "label": label, "id": name}
+        return name, picture, Encoded(record[self.mask], f"the {self.mask} of {whose}")
 
     @cached_property
-    def _records(self) -> Sequence[dict[str, Any]]:
-        """The split's records, pictures still encoded."""
+    def _records(self) -> Any:
+        """tfds's sequence of the split's records, {feature: value}, pictures still encoded."""
         import tensorflow_datasets as tfds  # takes half a second
 
         try:
@@ -162,3 +189,14 @@ class TFDS:
         if self.dataset.startswith("voc_segmentation"):
             return f"python -m segjax prepare {self.dataset} --data-dir {self.data_dir}"
         return f"tfds build {self.dataset} --file_format array_record --data_dir {self.data_dir}"
+
+
+def _demand_same_size(
+    picture: Encoded, image: tuple[int, ...], mask: Encoded, label: tuple[int, ...]
+) -> None:
+    if image != label:
+        raise Unusable(
+            "sizes differ",
+            f"{picture} is of {image} pixels (height, width), but {mask} of {label}. The two must "
+            "match pixel for pixel: prepare the data set anew.",
+        )

@@ -11,8 +11,9 @@ import pytest
 import tensorflow_datasets as tfds
 from PIL import Image
 
-from segjax.data import layouts
+from segjax.data import cache, layouts, tfds_source
 from segjax.data.labels import voc_palette
+from segjax.data.pipeline import evaluation_batches
 from segjax.data.tfds_source import TFDS
 from segjax.errors import SegjaxError
 from segjax.run import Run, start_run
@@ -66,10 +67,11 @@ class SmallPets(tfds.core.GeneratorBasedBuilder):
             )
 
 
-def prepare(folder, pairs=PAIRS):
+def prepare(folder, pairs=PAIRS, shards=None):
     builder = SmallPets(data_dir=folder)
     builder.pairs = pairs
-    builder.download_and_prepare(file_format="array_record")
+    options = tfds.download.DownloadConfig(num_shards=shards)
+    builder.download_and_prepare(file_format="array_record", download_config=options)
     return folder
 
 
@@ -124,6 +126,73 @@ def test_part_of_a_split_channels_and_ids(data_dir):
     assert len(source) == 2
     assert source[0]["image"].shape == (9, 9, 1)
     assert source[1]["id"] == "train[60%:]-1"
+
+
+@pytest.mark.parametrize(
+    "split, shards",
+    [
+        ("train", [0, 1]),
+        ("all", [0, 1]),
+        ("train[:20%]", [0]),
+        ("train[4:]", [1]),
+        ("train[:1]+train[1:2]", [0]),
+    ],
+)
+def test_files_are_those_that_hold_the_split(tmp_path, split, shards):
+    folder = prepare(tmp_path, shards=2) / "small_pets/1.2.0"
+    expected = [folder / f"small_pets-train.array_record-0000{i}-of-00002" for i in shards]
+    source = pets(tmp_path, split=split)
+    assert source.files == expected == [path for path in expected if path.is_file()]
+
+
+def undecoded(monkeypatch):
+    """From now on, whatever decodes a picture or mask fails."""
+    monkeypatch.delattr(tfds_source, "read_picture")
+    monkeypatch.delattr(tfds_source, "read_mask")
+
+
+def test_sizes_are_told_by_the_headers(data_dir, monkeypatch):
+    source = pets(data_dir, split="train[1:]")
+    undecoded(monkeypatch)
+    assert [source.size_of(i) for i in (2, 0, -1)] == [(9, 9), (7, 9), (10, 9)]
+    with pytest.raises(IndexError, match="out of range for 4"):
+        source.size_of(4)
+
+
+def test_what_headers_tell_to_be_wrong(tmp_path):
+    image, trimap = PAIRS[0]
+    broken = [(image, trimap[:-1]), (image, image[..., :2])]
+    source = pets(prepare(tmp_path, broken))
+    with pytest.raises(SegjaxError, match=r"photo of 'pet_0\.jpg' .*\(6, 9\).*mask of.*\(5, 9\)"):
+        source.size_of(0)
+    with pytest.raises(SegjaxError, match=r"mask of 'pet_1\.jpg' of small_pets.*mode LA"):
+        source.size_of(1)
+
+
+def test_decoded_examples_are_kept_on_disk(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    prepare(tmp_path)
+    for split, ids in (("train[:2]", [0, 1]), ("train[2:]", [2, 3, 4])):
+        source = pets(tmp_path, split=split)
+        expected = list(source)
+        cache.on_disk(source, lambda things, what: things)
+        with monkeypatch.context() as patch:
+            undecoded(patch)
+            kept = list(cache.on_disk(source, lambda things, what: things))
+        assert [example["id"] for example in kept] == [f"pet_{i}.jpg" for i in ids]
+        for example, other in zip(kept, expected, strict=True):
+            np.testing.assert_array_equal(example["image"], other["image"])
+            np.testing.assert_array_equal(example["label"], other["label"])
+
+
+def test_evaluation_on_several_canvases_decodes_each_picture_once(data_dir, monkeypatch):
+    decoded = []
+    read = tfds_source.read_mask
+    monkeypatch.setattr(tfds_source, "read_mask", lambda *a: decoded.append(a) or read(*a))
+    canvases = [(7, 9), (10, 10)]
+    batches = list(evaluation_batches(pets(data_dir), batch_size=1, canvases=canvases))
+    assert [batch["label"].shape for batch in batches] == [(1, 7, 9)] * 2 + [(1, 10, 10)] * 3
+    assert len(decoded) == 5
 
 
 def test_source_is_data(data_dir, tmp_path):
