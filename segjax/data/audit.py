@@ -66,6 +66,12 @@ _NO_VALID = Kind(
     "no valid pixel",
     "Every pixel is ignored, so it teaches nothing: label it, or remove it.",
 )
+_ZERO_OR_IGNORED = Kind(
+    False,
+    "mask of nothing but 0 and 255",
+    "255 = ignore. If it means foreground, say values=((255, 1),); values=((255, 255),) says that "
+    "it does mean ignore.",
+)
 _CHANNELS = Kind(
     True, "other number of channels", "A network takes one number: read all pictures alike."
 )
@@ -217,6 +223,7 @@ def audit(sources: Mapping[str, Source], track: Track = lambda items, name, tota
         sizes: Counter[tuple[int, int]] = Counter()
         counts, ignored = [np.zeros((0, len(classes)), np.int64)], 0
         histogram = np.zeros((1, 256), np.int64)
+        ask = len(classes) > 1 and not _speaks_of_ignore(source)
         for i, found in enumerate(track(read_all(source), name, len(source))):
             if isinstance(found, SegjaxError):
                 kind = Kind(True, getattr(found, "kind", "unusable example"))
@@ -230,8 +237,11 @@ def audit(sources: Mapping[str, Source], track: Track = lambda items, name, tota
             counts.append(found.counts[None, : len(classes)])
             ignored += int(found.counts[IGNORE])
             histogram = histogram + found.histogram
-            if not found.counts[:IGNORE].any():
+            held = np.flatnonzero(found.counts).tolist()
+            if held == [IGNORE]:
                 cases[_NO_VALID].append(Case(((name, i),), f"{name}: {found.id}"))
+            elif held == [0, IGNORE] and ask:
+                cases[_ZERO_OR_IGNORED].append(Case(((name, i),), f"{name}: {found.id}"))
         splits[name] = Split(len(source), dict(sizes), np.concatenate(counts), ignored, histogram)
     for name, split in splits.items():
         if split.pixels[0] and len(classes) > 1 and not split.pixels[1:].any():
@@ -244,6 +254,13 @@ def audit(sources: Mapping[str, Source], track: Track = lambda items, name, tota
         text = equals.join(f"{one.place[0]}: {one.id}" for one in together)
         cases[kind].append(Case(tuple(one.place for one in together), text))
     return Audit(classes, splits, dict(sorted(cases.items(), key=lambda item: not item[0].error)))
+
+
+def _speaks_of_ignore(source: Source) -> bool:
+    """Whether the innermost source's `values` name 255, on either side: then it is meant so."""
+    while hasattr(source, "source"):
+        source = source.source
+    return any(IGNORE in pair for pair in getattr(source, "values", ()))
 
 
 class _Seen(NamedTuple):

@@ -14,6 +14,7 @@ from segjax.data.folder import Folder
 from segjax.data.labels import voc_palette
 from segjax.data.shapes import Shapes
 from segjax.data.weight_map import Weighted
+from segjax.data.wrapper import Without
 from segjax.errors import SegjaxError
 
 
@@ -24,6 +25,7 @@ class Given:
     examples: tuple
     classes: tuple = ("no", "a", "b")
     palette: tuple = voc_palette(3)
+    values: tuple = ()
 
     def __len__(self):
         return len(self.examples)
@@ -115,10 +117,33 @@ def test_no_valid_pixel():
     assert found(train=given) == {"no valid pixel": ["train: p0"]}
 
 
-def test_masks_of_0_and_255():
-    both = np.resize(np.uint8([0, 255]), (20, 30))
-    given = [(picture(i), both) for i in range(3)]
-    assert found(train=given) == {"nothing but class 0": ["train"]}
+BINARY = np.resize(np.uint8([0, 255]), (20, 30))
+ZERO_AND_255 = "mask of nothing but 0 and 255"
+
+
+def test_masks_of_0_and_255_in_a_split_of_several_classes():
+    given = [(picture(0), BINARY), (picture(1), mixed()), (picture(2), BINARY)]
+    assert found(train=given) == {ZERO_AND_255: ["train: p0", "train: p2"]}
+    given[0] = (picture(0), np.where(BINARY, 255, 1).astype(np.uint8))
+    given[2] = (picture(2), label(0))
+    assert found(train=given) == {}
+
+
+def test_masks_of_0_and_255_may_be_meant_so():
+    given = ((picture(0), BINARY), (picture(1), mixed()))
+    result = audit({"train": Given(given)})
+    assert not result.failed and "values=((255, 1),)" in next(iter(result.findings)).advice
+    for values in (((255, 255),), ((7, 255),)):
+        source = Given(given, values=values)
+        for wrapped in (source, Weighted(source), Without(source, ())):
+            assert audit({"train": wrapped}).findings == {}
+    assert audit({"train": Given(given[:1], ("one",), voc_palette(1))}).findings == {}
+
+
+def test_nothing_but_class_0():
+    given = [(picture(i), BINARY) for i in range(3)]
+    names = ["train: p0", "train: p1", "train: p2"]
+    assert found(train=given) == {"nothing but class 0": ["train"], ZERO_AND_255: names}
     assert found(train=[(picture(0), label(0))]) == {"nothing but class 0": ["train"]}
     assert found(train=[(picture(0), label(1))]) == {}
 
