@@ -22,10 +22,10 @@ from rich.table import Table
 from segjax import audit_page, inference, losses, metrics, report, sharding, tiles, visualise
 from segjax.checkpoint import Checkpoints
 from segjax.data import audit as auditing
-from segjax.data import pipeline
+from segjax.data import layouts, pipeline
 from segjax.data.folder import Folder
 from segjax.data.labels import voc_palette
-from segjax.data.pictures import read_picture
+from segjax.data.pictures import Ranges, Values, read_picture
 from segjax.data.weight_map import components
 from segjax.data.wrapper import bare
 from segjax.errors import SegjaxError
@@ -33,6 +33,7 @@ from segjax.models.variants import VARIANTS
 from segjax.run import Run, write_whole
 
 Which = Literal["best", "newest"]
+Layout = Literal["voc", "cityscapes", "ade20k", "camvid", "isbi"]
 SHEET_ROWS = 6  # pictures on a preview sheet
 
 
@@ -167,34 +168,88 @@ def predict(
 def audit(
     source: Path,
     *,
-    data: Path | None = None,
+    layout: Layout | None = None,
     classes: int | None = None,
+    channels: int = 3,
+    ranges: Ranges = (),
+    values: Values = (),
+    instances: bool = False,
+    data: Path | None = None,
     out: Path = Path("audit"),
 ) -> None:
     """Read a data set once and tell what is wrong with it; the exit status is 1 for errors.
 
     Args:
-        source: A folder with images/ and masks/, whose splits are folders or lists in it; a run
-            folder, whose held-out data is read; or the script of a recipe, followed by its options.
-        data: Where the data of a run lies now, if it has moved.
+        source: A folder with images/ and masks/, its splits folders or lists in it;
+            a data set in the folders of its authors, see --layout;
+            a run folder, whose held-out data is read;
+            or the script of a recipe, followed by its own options.
+        layout: Whose folders these are; splits with masks are read, of voc train and val.
         classes: How many classes the masks of a folder have; by default any values are.
+        channels: Of a folder's pictures: 1 grey, 3 RGB, 4 RGBA; with --ranges any number.
+        ranges: Lowest and highest of a folder's picture values, once or for each channel.
+        values: Values of a folder's masks, each followed by its class: 255 1.
+        instances: A folder's masks hold numbers of instances, 0 = background.
+        data: Where the data of a run lies now, if it has moved.
         out: Where to write audit.html and audit.json.
 
     Raises:
-        SegjaxError: there is no such data.
+        SegjaxError: there is no such data, or options that exclude each other.
     """
-    if (source / "recipe.json").exists():
+    is_run = (source / "recipe.json").exists()
+    described = any((classes, channels != 3, ranges, values, instances))
+    if is_run + described + bool(layout) > 1:
+        raise SegjaxError(
+            f"{source}: a run folder and a --layout know their pictures and masks. Drop --classes, "
+            "--channels, --ranges, --values and --instances; and --layout for a run folder."
+        )
+    sources: dict[str, pipeline.Source]
+    if is_run:
         held_out = Run(source).rebuild("source")
-        audit_sources({"val": _moved(held_out, data) if data else held_out}, out)
-        return
-    names = tuple(map(str, range(classes or 255)))
-    whole = Folder(source, names, voc_palette(len(names)))
-    splits = {
-        *(path.name for path in source.glob("images/*/")),
-        *(p.stem for p in source.glob("*.txt")),
-    }
-    sources = {split: dataclasses.replace(whole, split=split) for split in sorted(splits)}
-    audit_sources(sources or {source.name: whole}, out)
+        sources = {"val": _moved(held_out, data) if data else held_out}
+    elif layout:
+        sources = {**_handed_out(source, layout)}
+    else:
+        names = tuple(map(str, range(classes or (2 if instances else 255))))
+        whole = Folder(
+            source,
+            names,
+            voc_palette(len(names)),
+            values=values,
+            channels=channels,
+            ranges=ranges,
+            instances=instances,
+        )
+        splits = {split: dataclasses.replace(whole, split=split) for split in _splits(source)}
+        sources = {**splits} or {source.name: whole}
+    audit_sources(sources, out)
+
+
+def _handed_out(root: Path, layout: Layout) -> dict[str, Folder]:
+    """The splits with masks that are there; if none is, all, whose first use tells what is not."""
+    if layout == "isbi":
+        return {"train": layouts.isbi(root)}
+    make, place, names = {
+        "voc": (layouts.voc, "ImageSets/Segmentation/{}.txt", ("train", "val")),
+        "cityscapes": (layouts.cityscapes, "leftImg8bit/{}", ("train", "val")),
+        "ade20k": (layouts.ade20k, "images/{}", ("training", "validation")),
+        "camvid": (layouts.camvid, "{}", ("train", "val", "test")),
+    }[layout]
+    there = [name for name in names if (root / place.format(name)).exists()]
+    return {name: make(root, name) for name in there or names}
+
+
+def _splits(root: Path) -> list[str]:
+    """The subfolders of images/, and the lists: not every *.txt is one, a README is not."""
+    stems = {path.stem for path in root.glob("images/*")}
+    splits = {path.name for path in root.glob("images/*/")}
+    for path in root.glob("*.txt"):
+        first = path.read_text("utf-8-sig", errors="replace").strip().partition("\n")[0].strip()
+        if {first, Path(first).stem} & stems:  # with a suffix, Folder tells how to write it
+            splits.add(path.stem)
+        else:
+            print(f"{path}: not taken for a split, for its first line names no picture.")
+    return sorted(splits)
 
 
 def audit_sources(sources: Mapping[str, pipeline.Source], out: Path) -> None:

@@ -13,6 +13,7 @@ import tifffile
 from PIL import Image
 
 from segjax import verbs
+from segjax.command import command
 from segjax.data.augment import Example
 from segjax.data.folder import Folder
 from segjax.data.wrapper import Without
@@ -83,11 +84,23 @@ def break_two(data):
         (data / name).write_bytes((data / name).read_bytes()[:-200])
 
 
-def stopped(capsys, *arguments, status=2):
+def audit(*arguments):
+    """python -m segjax audit, in this process."""
+    several = {"audit": verbs.audit, "models": verbs.models}  # the only verb would go unnamed
+    command(several, description="", argv=["audit", *map(str, arguments)])
+
+
+def stopped(capsys, *arguments, status=2, verb=run):
     with pytest.raises(SystemExit) as stop:
-        run(*arguments)
+        verb(*arguments)
     assert stop.value.code == status
     return capsys.readouterr()
+
+
+def examples(out):
+    """How many, by split, as audit.json says."""
+    splits = json.loads((out / "audit.json").read_text())["splits"]
+    return {name: split["examples"] for name, split in splits.items()}
 
 
 def test_the_audit_of_a_recipe(data, tmp_path, capsys):
@@ -135,6 +148,165 @@ def test_the_audit_of_a_folder_without_splits_and_of_one_with_lists(data, tmp_pa
     assert json.loads((tmp_path / "audit.json").read_text())["splits"]["some"]["examples"] == 2
     with pytest.raises(SegjaxError, match="nowhere: no such folder"):
         verbs.audit(tmp_path / "nowhere", out=tmp_path)
+
+
+def test_a_text_that_is_no_list_is_not_taken_for_a_split(data, tmp_path, capsys):
+    (data / "README.txt").write_text("Pictures of 2 cameras.\n1\n2\n")
+    (data / "empty.txt").write_text("")
+    audit(data, "--out", tmp_path)
+    assert examples(tmp_path) == {"train": 20, "val": 3}
+    assert "README.txt: not taken for a split" in capsys.readouterr().out
+    for i, split in ((1, "train"), (2, "val")):
+        for kind in ("images", "masks"):
+            (data / f"{kind}/{split}/{i}.png").rename(data / f"{kind}/no. {i}.png")
+    (data / "some.txt").write_text("\ufeff\n no. 2 \r\n\nno. 1\n", "utf-8")
+    audit(data, "--out", tmp_path)
+    assert examples(tmp_path) == {"some": 2, "train": 19, "val": 2}
+    (data / "some.txt").write_text("images/no. 2.png\n")
+    told = stopped(capsys, data, verb=audit).err
+    assert "some.txt, line 1: 'images/no. 2.png' is the stem of no picture" in told
+
+
+LAYOUTS = {  # the numbers of pictures by split; their names, the masks' and values in these
+    "voc": ({"train": 2, "val": 1}, "JPEGImages/{}{}.png", "SegmentationClass/{}{}.png", (0, 20)),
+    "cityscapes": (
+        {"train": 1, "val": 2},
+        "leftImg8bit/{}/ulm/{}_leftImg8bit.png",
+        "gtFine/{}/ulm/{}_gtFine_labelIds.png",
+        (0, 33),
+    ),
+    "ade20k": (
+        {"training": 2, "validation": 1},
+        "images/{}/{}.png",
+        "annotations/{}/{}.png",
+        (0, 150),
+    ),
+    "camvid": ({"test": 1, "train": 2}, "{}/{}.png", "{}annot/{}.png", (10, 11)),
+}
+
+
+def noise(seed, values=(0, 1)):
+    """A picture and a mask of the values."""
+    rng = np.random.default_rng(seed)
+    return rng.integers(0, 256, (*SIZE, 3), np.uint8), rng.choice(np.uint8(values), SIZE)
+
+
+def put(root, name, pixels):
+    (root / name).parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(pixels).save(root / name)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_the_audit_of_a_layout_reads_the_splits_that_are_there(layout, tmp_path, capsys):
+    root = tmp_path / "data"
+    assert "data: no such folder" in stopped(capsys, root, "--layout", layout, verb=audit).err
+    splits, image, mask, values = LAYOUTS[layout]
+    for split, count in splits.items():
+        for i in range(count):
+            pixels, stored = noise(i + 9 * len(split), values)
+            put(root, image.format(split, i), pixels)
+            put(root, mask.format(split, i), stored)
+    if layout == "voc":
+        lists = root / "ImageSets/Segmentation"
+        lists.mkdir(parents=True)
+        names = {split: [f"{split}{i}" for i in range(n)] for split, n in splits.items()}
+        names["trainval"] = names["train"] + names["val"]
+        for split, stems in names.items():
+            (lists / f"{split}.txt").write_text("\n".join(stems))
+    (root / "leftImg8bit/test/ulm").mkdir(parents=True)  # Cityscapes hands out no masks of these
+    audit(root, "--layout", layout, "--out", tmp_path)
+    assert examples(tmp_path) == splits
+
+
+def test_the_audit_of_isbi(tmp_path):
+    data = tmp_path / "data"
+    data.mkdir()
+    images, masks = zip(*(noise(i, (0, 255)) for i in range(3)), strict=True)
+    tifffile.imwrite(data / "train-volume.tif", np.array(images)[..., 0], photometric="minisblack")
+    tifffile.imwrite(data / "train-labels.tif", np.array(masks), photometric="minisblack")
+    audit(data, "--layout", "isbi", "--out", tmp_path)
+    assert examples(tmp_path) == {"train": 3}
+
+
+def folder_of(root, images, masks):
+    """TIFF pictures, of any type and number of channels, and PNG masks."""
+    for i, (image, mask) in enumerate(zip(images, masks, strict=True)):
+        put(root, f"masks/{i}.png", mask)
+        (root / "images").mkdir(exist_ok=True)
+        options = {"photometric": "minisblack", "planarconfig": "contig"}
+        tifffile.imwrite(root / f"images/{i}.tif", image, **options)
+    return root
+
+
+def test_the_audit_of_a_folder_of_many_channels_and_mapped_values(tmp_path, capsys):
+    rng = np.random.default_rng(0)
+    images = rng.uniform(0, 4000, (2, *SIZE, 5)).astype(np.float32)
+    data = folder_of(tmp_path / "data", images, rng.choice(np.uint8([3, 255]), (2, *SIZE)))
+    options = ["--channels", 5, "--ranges", 0, 4000, "--out", tmp_path, "--classes", 2]
+    audit(data, *options, "--values", 3, 0, 255, 1)
+    split = json.loads((tmp_path / "audit.json").read_text())["splits"]["data"]
+    assert len(split["histogram"]) == 5
+    assert sum(split["pixels"]) == 2 * 16 * 16 and min(split["pixels"]) > 0
+    assert "values 3" in stopped(capsys, data, *options, verb=audit, status=1).out
+
+
+def test_the_audit_of_a_folder_of_instances(tmp_path):
+    images, masks = zip(*(noise(i, (0, 7, 9)) for i in range(2)), strict=True)
+    masks = [mask.astype(np.uint16) * 100 for mask in masks]
+    data = folder_of(tmp_path / "data", [image[..., 0] for image in images], masks)
+    audit(data, "--instances", "--channels", 1, "--out", tmp_path)
+    stored = json.loads((tmp_path / "audit.json").read_text())
+    assert stored["classes"] == ["0", "1"]
+    assert stored["splits"]["data"]["pixels"][0] == sum((mask == 0).sum() for mask in masks)
+
+
+@pytest.mark.parametrize(
+    "options", [["--classes", 2], ["--values", 255, 1], ["--channels", 1], ["--instances"]]
+)
+def test_what_describes_a_folder_is_refused_elsewhere(tmp_path, options, capsys):
+    told = stopped(capsys, tmp_path, "--layout", "voc", *options, verb=audit).err
+    assert "--layout know their pictures" in told
+    (tmp_path / "recipe.json").write_text("{}")
+    for given in (options, ["--layout", "voc"]):
+        assert "a run folder and" in stopped(capsys, tmp_path, *given, verb=audit).err
+
+
+def test_all_that_can_be_wrong_with_a_folder_is_told(tmp_path, capsys):
+    data = tmp_path / "data"
+    for i in range(8):
+        image, mask = noise(i, (0, 1, 2))
+        put(data, f"images/{i}.png", image)
+        put(data, f"masks/{i}.png", mask)
+    put(data, "masks/1.png", image)
+    put(data, "masks/2.png", np.where(mask, np.uint8(255), np.uint8(0)))
+    put(data, "masks/3.png", mask[1:])
+    (data / "masks/4.png").write_text("")
+    put(data, "images/5.png", image)
+    put(data, "masks/6.png", np.full(SIZE, 255, np.uint8))
+    put(data, "masks/0.png", mask + 7)
+    expected = {
+        "colour mask": [[1]],
+        "mask of nothing but 0 and 255": [[2]],
+        "sizes differ": [[3]],
+        "unreadable file": [[4]],
+        "same picture several times": [[5, 7]],
+        "no valid pixel": [[6]],
+    }
+    drawn = {name for name, ((i, *_),) in expected.items() if i in (2, 5, 6)}  # can be read
+    for options, more in (
+        ([], {}),
+        (["--classes", 3], {"values outside the classes": [[0]]}),
+    ):
+        stopped(capsys, data, "--out", tmp_path, *options, verb=audit, status=1)
+        findings = json.loads((tmp_path / "audit.json").read_text())["findings"]
+        assert {
+            finding["what"]: [[i for _, i in case["examples"]] for case in finding["cases"]]
+            for finding in findings
+        } == expected | more
+        page = (tmp_path / "audit.html").read_text().partition("<h2>Classes")[0]
+        sections = {part.partition(" (")[0].strip(): part for part in page.split("</span>")[1:]}
+        assert sections.keys() == (expected | more).keys()
+        assert {name for name, part in sections.items() if "<figure>" in part} == drawn
 
 
 def test_the_audit_of_a_script_by_python_m(data, tmp_path):

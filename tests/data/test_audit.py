@@ -2,6 +2,7 @@
 
 import dataclasses
 import io
+import threading
 import time
 
 import numpy as np
@@ -90,9 +91,11 @@ def test_float_pictures_of_many_channels():
 def test_what_cannot_be_read_is_grouped_by_kind_and_is_an_error(tmp_path):
     for kind in ("images", "masks"):
         (tmp_path / kind).mkdir()
-    for i in range(5):
+    for i in range(7):
         Image.fromarray(picture(i)).save(tmp_path / f"images/{i}.png")
         Image.fromarray(mixed()).save(tmp_path / f"masks/{i}.png")
+    for i in (2, 5):
+        Image.fromarray(mixed((30, 20))).save(tmp_path / f"masks/{i}.png")
     for i in (1, 3):
         Image.fromarray(picture(i)).save(tmp_path / f"masks/{i}.png")
     (tmp_path / "images/4.png").write_text("")
@@ -103,6 +106,9 @@ def test_what_cannot_be_read_is_grouped_by_kind_and_is_an_error(tmp_path):
     assert [case.examples for case in cases["colour mask"]] == [(("train", 1),), (("train", 3),)]
     assert "3.png" in cases["colour mask"][1].text
     assert "4.png" in cases["unreadable file"][0].text
+    assert [case.examples for case in cases["sizes differ"]] == [(("train", 2),), (("train", 5),)]
+    assert "its mask" in cases["sizes differ"][0].text and "2.png" in cases["sizes differ"][0].text
+    assert len(cases) == 3
     assert sum(result.splits["train"].sizes.values()) == 2
 
 
@@ -224,6 +230,22 @@ def test_alike_does_not_depend_on_the_rows_compared_at_once():
     for rows in (1, 7, 64):
         assert sorted(auditing._alike(prints, rows)) == expected
     assert list(auditing._alike(np.array([]))) == []
+
+
+def test_every_example_is_read_once_by_several_threads(monkeypatch):
+    together, reads = threading.Barrier(2), []
+
+    class Counted(Given):
+        def __getitem__(self, i):
+            together.wait(timeout=20)  # for another thread that reads
+            reads.append(i)
+            return super().__getitem__(i)
+
+    monkeypatch.setattr(auditing.os, "cpu_count", lambda: 2)
+    given = [(picture(0), mixed()), (picture(0), BINARY), (picture(2), label(255))]
+    source = Counted((*given, SegjaxError("bad")))
+    assert len(audit({"train": source}).findings) == 4
+    assert sorted(reads) == [0, 1, 2, 3]
 
 
 def test_progress_sees_every_example():
