@@ -208,7 +208,7 @@ def audit(
         held_out = Run(source).rebuild("source")
         sources = {"val": _moved(held_out, data) if data else held_out}
     elif layout:
-        sources = {**_handed_out(source, layout)}
+        sources = _handed_out(source, layout)
     else:
         names = tuple(map(str, range(classes or (2 if instances else 255))))
         whole = Folder(
@@ -220,12 +220,12 @@ def audit(
             ranges=ranges,
             instances=instances,
         )
-        splits = {split: dataclasses.replace(whole, split=split) for split in _splits(source)}
-        sources = {**splits} or {source.name: whole}
+        sources = {split: dataclasses.replace(whole, split=split) for split in _splits(source)}
+        sources = sources or {source.name: whole}
     audit_sources(sources, out)
 
 
-def _handed_out(root: Path, layout: Layout) -> dict[str, Folder]:
+def _handed_out(root: Path, layout: Layout) -> dict[str, pipeline.Source]:
     """The splits with masks that are there; if none is, all, whose first use tells what is not."""
     if layout == "isbi":
         return {"train": layouts.isbi(root)}
