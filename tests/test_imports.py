@@ -56,9 +56,11 @@ def allowed(module: str) -> set[str]:
         return everywhere | {"segjax.tiles"}
     if module == "segjax.weights.files":
         return everywhere | {"segjax.download", "segjax.weights.table"}
+    if module == "segjax.weights.table":
+        return everywhere | {"segjax.models.layers"}
     if module == "segjax.weights":
         return {name for name in MODULES if name.startswith("segjax.weights.")}
-    if module.startswith("segjax.weights.") and module != "segjax.weights.table":
+    if module.startswith("segjax.weights."):
         networks = {name for name in MODULES if name.startswith("segjax.models")}
         layouts = {name for name in MODULES if name.startswith("segjax.weights.")}
         return everywhere | layouts | networks

@@ -20,6 +20,7 @@ class _SETR(nn.Module):
     patch: int = 16
     grid: tuple[int, int] = (24, 24)
     channels: int = 256
+    epsilon: float = 1e-6
     scan: bool = True
     remat: bool = False
     dtype: DTypeLike | None = None
@@ -38,6 +39,7 @@ class _SETR(nn.Module):
             patch=self.patch,
             grid=self.grid,
             class_token=class_token,
+            epsilon=self.epsilon,
             scan=self.scan,
             remat=self.remat,
             dtype=self.dtype,
@@ -53,7 +55,8 @@ class SETRNaive(_SETR):
 
     Fields:
         num_classes: N.
-        depth, width, heads, patch, grid, scan, remat: of the encoder, see `ViT`; ViT-Large's.
+        depth, width, heads, patch, grid, epsilon, scan, remat: of the encoder, see `ViT`;
+            ViT-Large's.
         channels: of the decoder.
         kernel: side of the decoder's convolutions.
         scales: a convolution for each number, and how much the map is enlarged after it.
@@ -131,8 +134,8 @@ class SETRMLA(_SETR):
 
     Fields:
         num_classes: N.
-        depth, width, heads, patch, grid, scan, remat: of the encoder, see `ViT`; ViT-Large's. No
-            class token.
+        depth, width, heads, patch, grid, epsilon, scan, remat: of the encoder, see `ViT`;
+            ViT-Large's. No class token.
         channels: of m_i and p_i; s_i has half of them.
         taps: the blocks, from 0, whose tokens are taken.
         classifier_kernel: side, 3 as the authors' or 1 as mmsegmentation's.

@@ -1,10 +1,13 @@
 """Weights that exist, as variables of our networks: `read` a file, `fill` by a layout's table.
 
     tensors = weights.read("vgg16-397923af.pth")
-    variables = weights.fill(variables, tensors, torchvision.vgg16(model), expected=("*score*",))
+    expected = ("params/*score*", "classifier.6.*")  # the new classifier, ImageNet's
+    variables = weights.fill(variables, tensors, torchvision.vgg16(model), expected=expected)
 
 A layout is a function of a network in `torchvision`, `pytorch_fcn`, `unet`, `unetplusplus`, `vit`
-or `setr`; `save` and `own` are for our own files.
+or `setr`, whose MEAN and DEVIATION say what pictures its weights take. The kernel of the first
+convolution is brought to the network's input channels by `models.layers.adapt_stem`. `save` and
+`own` are for our own files.
 """
 
 from segjax.weights.files import own as own

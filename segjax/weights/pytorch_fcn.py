@@ -9,20 +9,20 @@ import numpy as np
 from segjax.errors import SegjaxError
 from segjax.models.fcn import FCN
 from segjax.models.layers import bilinear_kernel
-from segjax.weights.table import Entry, Table, Tensors, deconv, torch_conv
-from segjax.weights.torchvision import stem
+from segjax.weights.table import Entry, Table, Tensors, bgr_conv, deconv, torch_conv
 
 MEAN = (122.67892, 116.66877, 104.00699)
 DEVIATION = (1.0, 1.0, 1.0)
 
 
-def fcn(model: FCN, tensors: Tensors, *, channels: int = 3) -> Table:
+def fcn(model: FCN, tensors: Tensors) -> Table:
     """`FCN32s`, `FCN16s`, `FCN8s` and `FCN8sAtOnce`.
+
+    For other classes than the checkpoint's, name "params/*score*" in `expected`.
 
     Args:
         model: of the same stride; at_once=True for `FCN8sAtOnce`, whose names are those of `FCN8s`.
         tensors: of the checkpoint, to see whether its upsampling has been learned.
-        channels: of our pictures; the stem is adapted by `adapt_stem`.
 
     Raises:
         SegjaxError: it has been learned, the model's is not.
@@ -33,7 +33,7 @@ def fcn(model: FCN, tensors: Tensors, *, channels: int = 3) -> Table:
     entries: dict[str, Entry] = {}
     for name in names:
         entries |= torch_conv(f"vgg16/{name}", name)
-    entries |= stem("vgg16/conv1_1", "conv1_1", channels, "bgr")
+    entries["params/vgg16/conv1_1/kernel"] = Entry(("conv1_1.weight",), bgr_conv, stem=True)
     scores = ("score_fr", "score_pool4", "score_pool3")[: {32: 1, 16: 2, 8: 3}[model.stride]]
     for name in ("fc6", "fc7", *scores):
         entries |= torch_conv(name, name)
@@ -50,4 +50,4 @@ def fcn(model: FCN, tensors: Tensors, *, channels: int = 3) -> Table:
                 f"{name} is not the bilinear kernel: this upsampling has been learned, the "
                 f'network\'s is {model.upsampling!r}. Give the network upsampling="learned".'
             )
-    return Table(entries, tuple(upscores))
+    return Table(entries, unused=tuple(upscores))

@@ -1,10 +1,18 @@
-"""Layouts of SETR: the authors' and mmsegmentation's checkpoints."""
+"""Layouts of SETR: the authors' and mmsegmentation's checkpoints.
+
+They take RGB pictures, (x - MEAN) / DEVIATION of values in 0–255: ImageNet's, though the encoder
+they started from has those of `weights.vit`. For other classes than the checkpoint's, name
+"params/*logits/*" in `expected`, of an MLA also "params/auxiliary_*"; an MLA leaves
+"backbone.cls_token" over.
+"""
 
 import numpy as np
 
 from segjax.models.setr import SETRMLA, SETRNaive
 from segjax.weights import vit
 from segjax.weights.table import Entry, Table, conv, same, torch_conv, torch_norm
+from segjax.weights.torchvision import DEVIATION as DEVIATION
+from segjax.weights.torchvision import MEAN as MEAN
 
 COUNTERS = "*.num_batches_tracked"
 
@@ -12,7 +20,8 @@ COUNTERS = "*.num_batches_tracked"
 def authors(model: SETRNaive | SETRMLA) -> Table:
     """The `.pth` files of fudan-zvg/SETR, of all three decoders.
 
-    The bias that theirs have before a batch norm is taken from its mean.
+    The bias that theirs have before a batch norm is taken from its mean. Their heads hold a second
+    classifier that nothing uses and that is left over: "*_head.*conv_seg.*".
     """
     encoder = vit.timm(model.encoder, path="params/vit", prefix="backbone.")
     entries = dict(encoder.entries)
@@ -43,7 +52,7 @@ def authors(model: SETRNaive | SETRMLA) -> Table:
                     f"{ours}/conv_{i}", f"{theirs}.conv_{i}", f"{theirs}.syncbn_fc_{i}", bias=True
                 )
             entries |= torch_conv(f"{ours}/logits", f"{theirs}.conv_{len(scales)}")
-    return Table(entries, (*encoder.unused, "*_head.*conv_seg.*", COUNTERS))
+    return Table(entries, unused=(COUNTERS,))
 
 
 def mmsegmentation(model: SETRNaive | SETRMLA) -> Table:
@@ -77,7 +86,7 @@ def mmsegmentation(model: SETRNaive | SETRMLA) -> Table:
             for i in range(len(scales)):
                 entries |= _conv_module(f"{ours}/conv_{i}", f"{theirs}.up_convs.{i}.0")
             entries |= torch_conv(f"{ours}/logits", f"{theirs}.conv_seg")
-    return Table(entries, (*encoder.unused, COUNTERS))
+    return Table(entries, unused=(COUNTERS,))
 
 
 def _heads(model: SETRNaive) -> list[tuple[str, str, tuple[int, ...]]]:

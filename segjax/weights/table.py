@@ -11,6 +11,7 @@ import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from segjax.errors import SegjaxError
+from segjax.models.layers import adapt_stem
 
 Tensors = Mapping[str, np.ndarray]
 
@@ -19,18 +20,23 @@ class Entry(NamedTuple):
     """Where one leaf of our variables comes from.
 
     names: of the foreign tensors, as many as `convert` takes.
-    convert: those tensors -> ours; for instance `conv`.
+    convert: those tensors -> ours; for instance `conv`. What it raises as SegjaxError is listed
+        with the shapes.
+    stem: whether it is the kernel of the first convolution, which `adapt_stem` brings from three
+        colours to our input channels.
     """
 
     names: tuple[str, ...]
     convert: Callable[..., np.ndarray]
+    stem: bool = False
 
 
 class Table(NamedTuple):
     """One layout, for one network.
 
     entries: our path, as "params/down_0/conv_0/kernel", -> where it comes from.
-    unused: patterns of foreign names that the network has no use for, as "head.*".
+    unused: patterns of foreign names that hold no learned weight, as "*.num_batches_tracked". A
+        layout drops nothing else: whatever was learned is the caller's to leave.
     """
 
     entries: Mapping[str, Entry]
@@ -72,13 +78,18 @@ def fill(
             problem = f"missing: {path} {leaf.shape}: no {', '.join(lacking)}"
         else:
             shapes = [np.shape(tensors[name]) for name in entry.names]
+            said = ""
             try:
-                filled[path] = np.asarray(entry.convert(*(tensors[n] for n in entry.names)))
-                got = filled[path].shape
+                tensor = np.asarray(entry.convert(*(tensors[n] for n in entry.names)))
+                if entry.stem and tensor.shape[2] == 3:
+                    tensor = adapt_stem(tensor, leaf.shape[2])
+                filled[path] = tensor
+                got, said = tensor.shape, f", that is {tensor.shape}"
+            except SegjaxError as error:
+                got, said = None, f", {error}"
             except (ValueError, IndexError):  # as many axes as it takes are not there
                 got = None
             if got != leaf.shape:
-                said = f", that is {got}" if got else ""
                 named = zip(entry.names, shapes, strict=True)
                 have = ", ".join(f"{name} {shape}" for name, shape in named)
                 problem = f"other shape: {path} {leaf.shape}: {have}{said}"
@@ -110,6 +121,11 @@ def same(tensor: np.ndarray) -> np.ndarray:
 def conv(tensor: np.ndarray) -> np.ndarray:
     """PyTorch's and Caffe's convolution kernel OIHW -> HWIO."""
     return tensor.transpose(2, 3, 1, 0)
+
+
+def bgr_conv(tensor: np.ndarray) -> np.ndarray:
+    """Such a kernel for BGR pictures -> HWIO for RGB ones."""
+    return conv(tensor)[:, :, ::-1]
 
 
 def linear(tensor: np.ndarray) -> np.ndarray:

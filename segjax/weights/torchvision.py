@@ -1,15 +1,26 @@
 """torchvision's ImageNet classifiers as the trunks and dense layers of the FCNs.
 
 They take RGB pictures, (x - MEAN) / DEVIATION of values in 0–255; GoogLeNet GOOGLENET_MEAN and
-GOOGLENET_DEVIATION, which is what torchvision's `transform_input` makes of the others. Without
-score layers for other classes than ImageNet's, `fill` needs `expected=["params/score_*"]`.
+GOOGLENET_DEVIATION, which is what torchvision's `transform_input` makes of the others.
+
+They tell ImageNet's 1000 classes apart. For other classes `fill` needs `expected` to name our score
+layers and learned enlargements, "params/*score*", and the last dense layer that is left over.
 """
 
 from typing import Literal
 
 from segjax.models.fcn import FCN, FCNAlexNet, FCNGoogLeNet
-from segjax.models.layers import adapt_stem, dense_to_conv
-from segjax.weights.table import Entry, Table, conv, linear, same, torch_conv, torch_norm
+from segjax.models.layers import dense_to_conv
+from segjax.weights.table import (
+    Entry,
+    Table,
+    bgr_conv,
+    conv,
+    linear,
+    same,
+    torch_conv,
+    torch_norm,
+)
 
 MEAN = (123.675, 116.28, 103.53)
 DEVIATION = (58.395, 57.12, 57.375)
@@ -17,12 +28,13 @@ GOOGLENET_MEAN = (127.5, 127.5, 127.5)
 GOOGLENET_DEVIATION = (127.5, 127.5, 127.5)
 
 
-def vgg16(model: FCN, *, channels: int = 3, order: Literal["rgb", "bgr"] = "rgb") -> Table:
+def vgg16(model: FCN, *, order: Literal["rgb", "bgr"] = "rgb") -> Table:
     """`vgg16`: trunk, fc6 and fc7; with 1000 classes score_fr too.
+
+    Usually left over: "classifier.6.*"; with classifier_width=None "classifier.*".
 
     Args:
         model: of the weights' widths.
-        channels: of our pictures; the stem is adapted by `adapt_stem`.
         order: of the colours that the weights were trained on. "bgr" is that of Caffe's weights in
             this layout, pytorch-fcn's `vgg16_from_caffe.pth`, with the normalisation of
             `weights.pytorch_fcn`.
@@ -34,33 +46,36 @@ def vgg16(model: FCN, *, channels: int = 3, order: Literal["rgb", "bgr"] = "rgb"
             entries |= torch_conv(f"vgg16/conv{block}_{i}", f"features.{index}")
             index += 2  # a convolution and its ReLU
         index += 1  # the pooling
-    entries |= stem("vgg16/conv1_1", "features.0", channels, order)
-    if model.classifier_width is None:
-        return Table(entries, ("classifier.*",))
-    entries |= _dense("fc6", "classifier.0", 7) | _dense("fc7", "classifier.3")
-    return _with_scores(entries, model, "classifier.6")
+    convert = conv if order == "rgb" else bgr_conv
+    entries["params/vgg16/conv1_1/kernel"] = Entry(("features.0.weight",), convert, stem=True)
+    if model.classifier_width is not None:
+        entries |= _dense("fc6", "classifier.0", 7) | _dense("fc7", "classifier.3")
+        entries |= _scores(model, "classifier.6")
+    return Table(entries)
 
 
-def alexnet(model: FCNAlexNet, *, channels: int = 3) -> Table:
+def alexnet(model: FCNAlexNet) -> Table:
     """`alexnet`: trunk, fc6 and fc7; with 1000 classes score_fr too.
+
+    Usually left over: "classifier.6.*".
 
     Args:
         model: with variant="torchvision" and widths=(64, 192, 384, 256, 256).
-        channels: of our pictures; the stem is adapted by `adapt_stem`.
     """
     entries = _dense("fc6", "classifier.1", 6) | _dense("fc7", "classifier.4")
     for i, index in enumerate((0, 3, 6, 8, 10), 1):
         entries |= torch_conv(f"alexnet/conv{i}", f"features.{index}")
-    entries |= stem("alexnet/conv1", "features.0", channels)
-    return _with_scores(entries, model, "classifier.6")
+    entries["params/alexnet/conv1/kernel"] = Entry(("features.0.weight",), conv, stem=True)
+    return Table(entries | _scores(model, "classifier.6"))
 
 
-def googlenet(model: FCNGoogLeNet, *, channels: int = 3) -> Table:
+def googlenet(model: FCNGoogLeNet) -> Table:
     """`googlenet`: trunk; with 1000 classes score_fr too.
+
+    Usually left over: "fc.*", and the auxiliary classifiers, "aux?.*".
 
     Args:
         model: with variant="torchvision".
-        channels: of our pictures; the stem is adapted by `adapt_stem`.
     """
     branches = {
         "1x1": "branch1",
@@ -79,20 +94,8 @@ def googlenet(model: FCNGoogLeNet, *, channels: int = 3) -> Table:
     for ours, theirs in names.items():
         entries |= torch_conv(f"googlenet/{ours}", f"{theirs}.conv", bias=False)
         entries |= torch_norm(f"googlenet/{ours}_norm", f"{theirs}.bn")
-    entries |= stem("googlenet/conv1", "conv1.conv", channels)
-    return _with_scores(entries, model, "fc", "aux?.*", "*.num_batches_tracked")
-
-
-def stem(
-    ours: str, theirs: str, channels: int, order: Literal["rgb", "bgr"] = "rgb"
-) -> dict[str, Entry]:
-    """The kernel of a first convolution, for RGB pictures or for any number of channels."""
-    step = 1 if order == "rgb" else -1
-    return {
-        f"params/{ours}/kernel": Entry(
-            (f"{theirs}.weight",), lambda t: adapt_stem(conv(t)[:, :, ::step], channels)
-        )
-    }
+    entries["params/googlenet/conv1/kernel"] = Entry(("conv1.conv.weight",), conv, stem=True)
+    return Table(entries | _scores(model, "fc"), unused=("*.num_batches_tracked",))
 
 
 def _dense(ours: str, theirs: str, side: int = 1) -> dict[str, Entry]:
@@ -105,10 +108,6 @@ def _dense(ours: str, theirs: str, side: int = 1) -> dict[str, Entry]:
     }
 
 
-def _with_scores(
-    entries: dict[str, Entry], model: FCN | FCNAlexNet | FCNGoogLeNet, last: str, *unused: str
-) -> Table:
+def _scores(model: FCN | FCNAlexNet | FCNGoogLeNet, last: str) -> dict[str, Entry]:
     """The last dense layer tells ImageNet's 1000 classes apart, of no use for others."""
-    if model.num_classes == 1000:
-        return Table(entries | _dense("score_fr", last), unused)
-    return Table(entries, (f"{last}.*", *unused))
+    return _dense("score_fr", last) if model.num_classes == 1000 else {}

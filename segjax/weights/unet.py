@@ -1,16 +1,21 @@
-"""U-Net's checkpoints: milesial/Pytorch-UNet."""
+"""U-Net's checkpoints: milesial/Pytorch-UNet. They take RGB pictures, (x - MEAN) / DEVIATION of
+values in 0–255.
+"""
 
 import numpy as np
 
 from segjax.models.unet import UNet
 from segjax.weights.table import Entry, Table, conv, deconv, same, torch_conv, torch_norm
 
+MEAN = (0.0, 0.0, 0.0)
+DEVIATION = (255.0, 255.0, 255.0)
+
 
 def milesial(model: UNet) -> Table:
     """The state dict of milesial/Pytorch-UNet, for UNet(N) or UNet(N, up="bilinear_corners").
 
     Theirs takes every size, because it pads the upsampled map; at the sizes that ours takes they
-    are equal.
+    are equal. For other classes than the checkpoint's, name "params/logits/*" in `expected`.
 
     Args:
         model: of "same" padding and batch norm.
@@ -40,4 +45,6 @@ def milesial(model: UNet) -> Table:
         if model.up == "upconv":
             entries[f"params/upconv_{depth}/kernel"] = Entry((f"{level}.up.weight",), deconv)
             entries[f"params/upconv_{depth}/bias"] = Entry((f"{level}.up.bias",), same)
+    stem = Entry(("inc.double_conv.0.weight",), conv, stem=True)
+    entries["params/down_0/conv_0/kernel"] = stem
     return Table(entries, unused=("mask_values", "*.num_batches_tracked"))

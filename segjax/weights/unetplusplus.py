@@ -1,16 +1,26 @@
-"""U-Net++'s checkpoints: 4uiiurz1/pytorch-nested-unet and the authors' Keras network."""
+"""U-Net++'s checkpoints: 4uiiurz1/pytorch-nested-unet and the authors' Keras network.
+
+pytorch-nested-unet's `train.py` normalises for ImageNet and divides by 255 once more: (x - MEAN) /
+DEVIATION of values in 0–255. Trap: on BGR pictures, as OpenCV reads them, but with the numbers for
+RGB in this order; turn ours by `images[..., ::-1]`. The authors' `helper_functions.py` says nothing
+of what its network takes: ask who trained the weights.
+"""
 
 import numpy as np
 
 from segjax.models.unetplusplus import UNetPlusPlus
 from segjax.weights.table import Entry, Table, conv, same, torch_conv, torch_norm
 
+MEAN = (123.675, 116.28, 103.53)
+DEVIATION = (58.395 * 255, 57.12 * 255, 57.375 * 255)
+
 
 def nested_unet(model: UNetPlusPlus) -> Table:
     """The state dict of 4uiiurz1/pytorch-nested-unet's NestedUNet.
 
     Its convolutions have biases that the batch norm after them takes away again. Ours have none:
-    they are subtracted from the running means. (x + bias - mean = x - (mean - bias).)
+    they are subtracted from the running means. (x + bias - mean = x - (mean - bias).) For other
+    classes than the checkpoint's, name "params/head_*" in `expected`.
 
     Args:
         model: UNetPlusPlus(N, up="bilinear_corners"), and deep_supervision=False where theirs is.
@@ -32,6 +42,7 @@ def nested_unet(model: UNetPlusPlus) -> Table:
 
         first = Entry((f"conv{i}_{j}.conv1.weight",), up_first)
         entries[f"params/x_{i}_{j}/conv_0/kernel"] = first
+    entries["params/x_0_0/conv_0/kernel"] = Entry(("conv0_0.conv1.weight",), conv, stem=True)
     for j in model.heads:
         entries |= torch_conv(f"head_{j}", f"final{j}" if model.deep_supervision else "final")
     return Table(entries, unused=("*.num_batches_tracked",))
@@ -41,7 +52,8 @@ def keras(model: UNetPlusPlus) -> Table:
     """The layers of the authors' Keras network: "conv11_1/kernel", "up12/bias", "output_4/kernel".
 
     Layer "conv{i+1}{j+1}_{1,2}" is a convolution of x[i, j], "up{i+1}{j+1}" its up-convolution,
-    "output_{j}" head j. Names are of the layer and its weight, without ":0".
+    "output_{j}" head j. Names are of the layer and its weight, without ":0". Where ours has fewer
+    heads, "output_*" are left over.
 
     Args:
         model: UNetPlusPlus(N, norm="none"), and deep_supervision=False where theirs is.
@@ -61,6 +73,7 @@ def keras(model: UNetPlusPlus) -> Table:
 
     entries = {f"params/{a}/kernel": Entry((f"{b}/kernel",), same) for a, b in layers.items()}
     entries |= {f"params/{a}/kernel": Entry((f"{b}/kernel",), up_kernel) for a, b in ups.items()}
+    entries["params/x_0_0/conv_0/kernel"] = Entry(("conv11_1/kernel",), same, stem=True)
     biases = {**layers, **ups}.items()
     return Table(entries | {f"params/{a}/bias": Entry((f"{b}/bias",), same) for a, b in biases})
 

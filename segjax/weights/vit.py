@@ -4,6 +4,12 @@ Each function takes the encoder (`ViT`, or the property `encoder` of a SETR) and
 where its leaves lie in our variables ("params/vit" within a SETR), and `prefix`, what stands in
 front of the foreign names. Position embeddings keep the grid of the file: set the field `grid` to
 it, or resize the leaf afterwards by `resize_positions`.
+
+They take RGB pictures, (x - MEAN) / DEVIATION of values in 0–255, save DeiT's and those within a
+SETR, which have the numbers of `weights.setr`.
+
+Ours ends before the final norm, so that `expected` names what a file has behind it, as each
+function says; and within a SETR our heads, "params/head/*" and the like.
 """
 
 import math
@@ -12,8 +18,12 @@ from typing import NamedTuple
 
 import numpy as np
 
+from segjax.errors import SegjaxError
 from segjax.models.vit import ViT
 from segjax.weights.table import Entry, Table, conv, linear, same
+
+MEAN = (127.5, 127.5, 127.5)
+DEVIATION = (127.5, 127.5, 127.5)
 
 
 class _Names(NamedTuple):
@@ -73,7 +83,7 @@ _FLAX = _Style(
 def _entries(vit: ViT, path: str, names: _Names, style: _Style) -> dict[str, Entry]:
     """The entries of the patches and the blocks."""
     entries = {
-        f"{path}/patch/kernel": Entry((names.patch + style.kernel,), style.conv),
+        f"{path}/patch/kernel": Entry((names.patch + style.kernel,), style.conv, stem=True),
         f"{path}/patch/bias": Entry((names.patch + "bias",), same),
     }
 
@@ -103,36 +113,37 @@ def _entries(vit: ViT, path: str, names: _Names, style: _Style) -> dict[str, Ent
 
 
 def _table(
-    vit: ViT,
-    path: str,
-    names: _Names,
-    style: _Style,
-    *unused: str,
-    class_position: bool = True,
+    vit: ViT, path: str, names: _Names, style: _Style, *, class_position: bool = True
 ) -> Table:
     """The whole table; `class_position`: the first of the file's positions is the class token's."""
     first = int(class_position)
 
     def to_grid(tensor: np.ndarray) -> np.ndarray:
-        """(1, N, D) -> (rows, columns, D), square where their number is not that of the field."""
+        """(1, N, D) -> (rows, columns, D); the file does not say its grid: square where it can."""
         tokens = tensor[0, first:]
         side = math.isqrt(len(tokens))
-        grid = vit.grid if len(tokens) == math.prod(vit.grid) else (side, side)
-        return tokens.reshape(*grid, -1)
+        if side**2 == len(tokens) and vit.grid != (side, side):
+            raise SegjaxError(
+                f"a {side}×{side} grid: build the network with grid=({side}, {side}); it resizes "
+                "positions itself"
+            )
+        return tokens.reshape(*vit.grid, -1)
 
     entries = _entries(vit, path, names, style)
     entries[f"{path}/positions"] = Entry((names.positions,), to_grid)
-    if not vit.class_token:
-        return Table(entries, (names.class_token, *unused))
-    entries[f"{path}/class_token"] = Entry((names.class_token,), lambda tensor: tensor[0, 0])
-    entries[f"{path}/class_position"] = Entry(
-        (names.positions,), lambda tensor: tensor[0, 0] * first
-    )
-    return Table(entries, unused)
+    if vit.class_token:
+        entries[f"{path}/class_token"] = Entry((names.class_token,), lambda tensor: tensor[0, 0])
+        entries[f"{path}/class_position"] = Entry(
+            (names.positions,), lambda tensor: tensor[0, 0] * first
+        )
+    return Table(entries)
 
 
 def timm(vit: ViT, *, path: str = "params", prefix: str = "") -> Table:
-    """timm's, DeiT's and, with prefix "backbone.", the SETR authors' `.pth`."""
+    """timm's, DeiT's and, with prefix "backbone.", the SETR authors' `.pth`.
+
+    Usually left over: "norm.*", "pre_logits.*", "head.*"; without a class token "cls_token".
+    """
     block = prefix + "blocks.{}."
     names = _Names(
         patch=prefix + "patch_embed.proj.",
@@ -145,15 +156,15 @@ def timm(vit: ViT, *, path: str = "params", prefix: str = "") -> Table:
         class_token=prefix + "cls_token",
         positions=prefix + "pos_embed",
     )
-    unused = (prefix + name for name in ("norm.*", "pre_logits.*", "head.*"))
-    return _table(vit, path, names, _torch(vit.heads), *unused)
+    return _table(vit, path, names, _torch(vit.heads))
 
 
 def mmsegmentation(vit: ViT, *, path: str = "params", prefix: str = "backbone.") -> Table:
     """mmsegmentation's `VisionTransformer`.
 
     Trap: its releases from 1.0 build the patches without a bias by default. For weights that were
-    trained so, name our leaf "params/vit/patch/bias" in `expected`: it starts at zero.
+    trained so, name our leaf "params/vit/patch/bias" in `expected`: it starts at zero. Left over
+    without a class token: "backbone.cls_token".
     """
     block = prefix + "layers.{}."
     names = _Names(
@@ -174,7 +185,8 @@ def hugging_face(vit: ViT, *, path: str = "params", prefix: str = "vit.") -> Tab
     """The files of Hugging Face's ViT, whose layer norms have epsilon=1e-12.
 
     The prefix is "vit." for a classifier and empty for the bare model. In memory the tensors have
-    other names from transformers 5 on; `save_pretrained` writes these.
+    other names from transformers 5 on; `save_pretrained` writes these. Usually left over:
+    "vit.layernorm.*", "vit.pooler.*", "classifier.*".
     """
     block = prefix + "encoder.layer.{}."
     attention = block + "attention.attention."
@@ -189,19 +201,20 @@ def hugging_face(vit: ViT, *, path: str = "params", prefix: str = "vit.") -> Tab
         class_token=prefix + "embeddings.cls_token",
         positions=prefix + "embeddings.position_embeddings",
     )
-    unused = (prefix + "layernorm.*", prefix + "pooler.*", "classifier.*")
-    return _table(vit, path, names, _torch(vit.heads), *unused)
+    return _table(vit, path, names, _torch(vit.heads))
 
 
 def vision_transformer(vit: ViT, *, path: str = "params", prefix: str = "") -> Table:
     """The `.npz` files of google-research/vision_transformer.
+
+    Usually left over: "Transformer/encoder_norm/*", "pre_logits/*", "head/*".
 
     Trap: the Flax networks approximate GELU by tanh; ours, as SETR, does not.
     """
     block = prefix + "Transformer/encoderblock_{}/"
     names = _flax_names(prefix, block, attention=1, norm=2, mlp=3)
     names = names._replace(positions=prefix + "Transformer/posembed_input/pos_embedding")
-    return _table(vit, path, names, _FLAX, *_flax_unused(prefix))
+    return _table(vit, path, names, _FLAX)
 
 
 def big_vision(
@@ -210,12 +223,13 @@ def big_vision(
     """The `.npz` files of google-research/big_vision; those with `scan` are stacked over depth.
 
     The position of the class token is added to it in the file, so that our leaf of that position is
-    zero. Files without a class token need ours in `expected`. GELU is as above.
+    zero. Files without a class token need ours in `expected`. Usually left over:
+    "params/Transformer/encoder_norm/*", "params/pre_logits/*", "params/head/*",
+    "params/MAPHead_0/*". GELU is as above.
     """
     block = prefix + ("Transformer/encoderblock/" if scan else "Transformer/encoderblock_{}/")
     names = _flax_names(prefix, block, attention=0, norm=1, mlp=0)
-    unused = (*_flax_unused(prefix), prefix + "MAPHead_0/*")
-    return _table(vit, path, names, _FLAX, *unused, class_position=False)
+    return _table(vit, path, names, _FLAX, class_position=False)
 
 
 def _flax_names(prefix: str, block: str, *, attention: int, norm: int, mlp: int) -> _Names:
@@ -232,8 +246,3 @@ def _flax_names(prefix: str, block: str, *, attention: int, norm: int, mlp: int)
         class_token=prefix + "cls",
         positions=prefix + "pos_embedding",
     )
-
-
-def _flax_unused(prefix: str) -> tuple[str, ...]:
-    parts = ("Transformer/encoder_norm/*", "pre_logits/*", "head/*")
-    return tuple(prefix + part for part in parts)
