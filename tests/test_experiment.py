@@ -281,9 +281,8 @@ def test_a_stage_starts_from_the_run_before_it(folder, tmp_path, capsys):
     jax.tree.map(np.testing.assert_array_equal, second, first)
 
 
-def test_fcn_starts_from_torchvisions_vgg16(folder, tmp_path, capsys):
-    """At a learning rate of 0 what is saved is what it began with; a file that lacks a layer is
-    told."""
+def narrow_vgg16():
+    """Tensors as torchvision's, of the widths of SMALL."""
     rng = np.random.default_rng(0)
     layers = (0, 2, 5, 7, 10, 12, 14, 17, 19, 21, 24, 26, 28)
     widths = (3,) + (4,) * 7 + (8,) * 6
@@ -292,7 +291,13 @@ def test_fcn_starts_from_torchvisions_vgg16(folder, tmp_path, capsys):
         for n, width, channels in zip(layers, widths[1:], widths[:-1], strict=True)
     } | {"classifier.0": (8, 8 * 49), "classifier.3": (8, 8), "classifier.6": (1000, 8)}
     tensors = {f"{name}.weight": rng.normal(size=shape) for name, shape in shapes.items()}
-    tensors |= {f"{name}.bias": rng.normal(size=shape[0]) for name, shape in shapes.items()}
+    return tensors | {f"{name}.bias": rng.normal(size=shape[0]) for name, shape in shapes.items()}
+
+
+def test_fcn_starts_from_torchvisions_vgg16(folder, tmp_path, capsys):
+    """At a learning rate of 0 what is saved is what it began with; a file that lacks a layer is
+    told."""
+    tensors = narrow_vgg16()
     np.savez(tmp_path / "vgg16.npz", **tensors)
     data = ("--data", folder, "--vgg16", tmp_path / "vgg16.npz")
     arguments = small("fcn8s_camvid", *data, "--steps", 1, "--learning-rate", 0)
@@ -310,6 +315,31 @@ def test_fcn_starts_from_torchvisions_vgg16(folder, tmp_path, capsys):
         "fcn8s_camvid", "train", "--run", tmp_path / "x", *arguments, fails=True, capsys=capsys
     )
     assert "missing: params/vgg16/conv5_3/kernel" in told
+
+
+@pytest.mark.parametrize(
+    "name, fields",
+    [
+        ("ablation_upsampling_camvid", {"upsampling": "learned"}),
+        ("fcn8s_camvid", {"channels": 1}),
+        ("fcn8s_camvid", {"channels": 4}),
+    ],
+)
+def test_learned_enlargements_and_any_channels_start_from_vgg16_too(name, fields, tmp_path):
+    tensors, vgg16 = narrow_vgg16(), tmp_path / "vgg16.npz"
+    np.savez(vgg16, **tensors)
+    small = {"widths": (4, 4, 4, 8, 8), "classifier_width": 8}
+    recipe = recipe_of(name)(data=tmp_path, vgg16=vgg16, **small, **fields)
+    images = jax.ShapeDtypeStruct((1, 32, 32, recipe.channels), np.float32)
+    shapes = jax.eval_shape(recipe.model().init, jax.random.key(0), images)
+    begun = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), shapes)
+    params = recipe.initial(begun)["params"]
+    assert jax.tree.map(np.shape, params) == jax.tree.map(np.shape, begun["params"])
+    np.testing.assert_array_equal(
+        params["vgg16"]["conv5_3"]["bias"], np.float32(tensors["features.28.bias"])
+    )
+    anew = {part for part, leaves in params.items() if not any(map(np.any, leaves.values()))}
+    assert anew == params.keys() - {"vgg16", "fc6", "fc7"}
 
 
 def test_a_run_of_another_network_is_no_start(folder, tmp_path, capsys):

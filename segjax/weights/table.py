@@ -78,7 +78,6 @@ def fill(
             problem = f"missing: {path} {leaf.shape}: no {', '.join(lacking)}"
         else:
             shapes = [np.shape(tensors[name]) for name in entry.names]
-            said = ""
             try:
                 tensor = np.asarray(entry.convert(*(tensors[n] for n in entry.names)))
                 if entry.stem and tensor.shape[2] == 3:
@@ -88,7 +87,7 @@ def fill(
             except SegjaxError as error:
                 got, said = None, f", {error}"
             except (ValueError, IndexError):  # as many axes as it takes are not there
-                got = None
+                got, said = None, ""
             if got != leaf.shape:
                 named = zip(entry.names, shapes, strict=True)
                 have = ", ".join(f"{name} {shape}" for name, shape in named)

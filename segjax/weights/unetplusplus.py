@@ -1,4 +1,5 @@
-"""U-Net++'s checkpoints: 4uiiurz1/pytorch-nested-unet and the authors' Keras network.
+"""U-Net++'s checkpoints: 4uiiurz1/pytorch-nested-unet and the authors' Keras network. For other
+classes than theirs, name "params/head_*" in `expected`.
 
 pytorch-nested-unet's `train.py` normalises for ImageNet and divides by 255 once more: (x - MEAN) /
 DEVIATION of values in 0–255. Trap: on BGR pictures, as OpenCV reads them, but with the numbers for
@@ -19,8 +20,7 @@ def nested_unet(model: UNetPlusPlus) -> Table:
     """The state dict of 4uiiurz1/pytorch-nested-unet's NestedUNet.
 
     Its convolutions have biases that the batch norm after them takes away again. Ours have none:
-    they are subtracted from the running means. (x + bias - mean = x - (mean - bias).) For other
-    classes than the checkpoint's, name "params/head_*" in `expected`.
+    they are subtracted from the running means. (x + bias - mean = x - (mean - bias).)
 
     Args:
         model: UNetPlusPlus(N, up="bilinear_corners"), and deep_supervision=False where theirs is.

@@ -8,8 +8,8 @@ it, or resize the leaf afterwards by `resize_positions`.
 They take RGB pictures, (x - MEAN) / DEVIATION of values in 0–255, save DeiT's and those within a
 SETR, which have the numbers of `weights.setr`.
 
-Ours ends before the final norm, so that `expected` names what a file has behind it, as each
-function says; and within a SETR our heads, "params/head/*" and the like.
+Ours ends before the final norm: `expected` names what a file has behind it, as each function says;
+the file's class token, where the encoder has none; and, within a SETR, our heads.
 """
 
 import math
@@ -142,7 +142,7 @@ def _table(
 def timm(vit: ViT, *, path: str = "params", prefix: str = "") -> Table:
     """timm's, DeiT's and, with prefix "backbone.", the SETR authors' `.pth`.
 
-    Usually left over: "norm.*", "pre_logits.*", "head.*"; without a class token "cls_token".
+    Usually left over: "norm.*", "pre_logits.*", "head.*".
     """
     block = prefix + "blocks.{}."
     names = _Names(
@@ -163,8 +163,7 @@ def mmsegmentation(vit: ViT, *, path: str = "params", prefix: str = "backbone.")
     """mmsegmentation's `VisionTransformer`.
 
     Trap: its releases from 1.0 build the patches without a bias by default. For weights that were
-    trained so, name our leaf "params/vit/patch/bias" in `expected`: it starts at zero. Left over
-    without a class token: "backbone.cls_token".
+    trained so, name our leaf "params/vit/patch/bias" in `expected`: it starts at zero.
     """
     block = prefix + "layers.{}."
     names = _Names(

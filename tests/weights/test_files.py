@@ -11,7 +11,7 @@ import safetensors.numpy
 
 from segjax import weights
 from segjax.errors import SegjaxError
-from segjax.models import UNet
+from segjax.models import FCN, SETRPUP, UNet, UNetPlusPlus
 from segjax.weights import files
 
 TENSORS = {
@@ -137,12 +137,48 @@ def test_a_url_is_fetched_once_it_has_a_checksum(tmp_path, monkeypatch):
     assert asked == [(url, ("segjax", "weights"), sha256)]
 
 
-def test_our_own_files_come_back_bit_for_bit(tmp_path):
-    model, path = UNet(3, widths=(4, 6)), tmp_path / "a.safetensors"
-    init = jax.jit(model.init)
-    variables = init(jax.random.key(0), np.zeros((1, 4, 4, 3)))
+def any_bits(model):
+    """Variables of a network, of any bits: negative zeros and all kinds of NaN among them."""
+    rng = np.random.default_rng(0)
+    shapes = jax.eval_shape(model.init, jax.random.key(0), np.zeros((1, 32, 32, 3), np.float32))
+    return jax.tree.map(
+        lambda leaf: rng.integers(2**32, size=leaf.shape, dtype=np.uint32).view(leaf.dtype), shapes
+    )
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        FCN(3, widths=(2, 3, 4, 5, 6), classifier_width=7, upsampling="learned"),
+        UNet(3, widths=(4, 6)),
+        UNetPlusPlus(3, widths=(2, 3, 4)),
+        SETRPUP(3, depth=2, width=4, heads=2, channels=2, auxiliary_taps=(0,)),
+    ],
+    ids=lambda model: type(model).__name__,
+)
+def test_our_own_files_come_back_bit_for_bit(model, tmp_path):
+    variables, path = any_bits(model), tmp_path / "a.safetensors"
     weights.save(path, variables)
-    others = init(jax.random.key(1), np.zeros((1, 4, 4, 3)))
+    others = jax.tree.map(np.zeros_like, variables)
     back = weights.fill(others, weights.read(path), weights.own(variables))
-    jax.tree.map(np.testing.assert_array_equal, back, jax.device_get(variables))
-    assert "params/down_0/conv_0/kernel" in weights.read(path)
+
+    def assert_same_bits(got, want):
+        np.testing.assert_array_equal(got.view(np.uint32), want.view(np.uint32))
+
+    jax.tree.map(assert_same_bits, back, variables)
+
+
+def test_names_in_our_own_files_stay(tmp_path):
+    weights.save(tmp_path / "a.safetensors", any_bits(UNet(3, widths=(4, 6))))
+    blocks = ("down_0", "down_1", "up_0")
+    norms = [f"{block}/norm_{i}" for block in blocks for i in (0, 1)]
+    assert set(weights.read(tmp_path / "a.safetensors")) == {
+        *(f"params/{block}/conv_{i}/kernel" for block in blocks for i in (0, 1)),
+        *(f"params/{norm}/{leaf}" for norm in norms for leaf in ("scale", "bias")),
+        *(f"batch_stats/{norm}/{leaf}" for norm in norms for leaf in ("mean", "var")),
+        *(
+            f"params/{name}/{leaf}"
+            for name in ("upconv_0", "logits")
+            for leaf in ("kernel", "bias")
+        ),
+    }

@@ -38,13 +38,13 @@ def assert_close(got, want):
     assert np.ptp(want) > 0
 
 
-def shapes(model, channels=3):
-    images = jax.ShapeDtypeStruct((1, 64, 64, channels), jnp.float32)
+def shapes(model):
+    images = jax.ShapeDtypeStruct((1, 64, 64, 3), jnp.float32)
     return jax.eval_shape(model.init, jax.random.key(0), images)
 
 
-def zeros(model, channels=3):
-    return jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), shapes(model, channels))
+def zeros(model):
+    return jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), shapes(model))
 
 
 def tensors_of(net):
@@ -145,8 +145,7 @@ def torch_googlenet(torch):
             x = pool(self.inception3b(self.inception3a(x)), 3, 2)
             x = self.inception4c(self.inception4b(self.inception4a(x)))
             x = pool(self.inception4e(self.inception4d(x)), 2, 2)
-            x = self.inception5b(self.inception5a(x))
-            return self.fc(x.mean((2, 3)))
+            return self.inception5b(self.inception5a(x))
 
     return spread(torch, Net())
 
@@ -207,11 +206,12 @@ def test_vgg16_in_the_authors_geometry(torch, height, width):
     assert_close(score_map(model, variables, images), slide(torch, net, features, 7))
 
 
-def test_vgg16_for_other_classes_channels_and_orders(torch):
-    tensors, expected = tensors_of(torch_vgg16(torch)), ["params/score_*"]
+def test_vgg16_for_other_classes_and_orders(torch):
+    tensors, expected = tensors_of(torch_vgg16(torch)), ["params/score_*", "classifier.6.*"]
     model = SmallFCN(3, padding="same", stride=8)
     table = torchvision.vgg16(model)
-    with pytest.raises(SegjaxError, match="params/score_fr/kernel: the layout has nothing"):
+    text = r"(?s)params/score_fr/kernel: the layout has nothing.*left over: classifier\.6\.weight"
+    with pytest.raises(SegjaxError, match=text):
         fill(zeros(model), tensors, table)
     params = fill(zeros(model), tensors, table, expected=expected)["params"]
     assert not params["score_fr"]["kernel"].any() and params["fc7"]["kernel"].any()
@@ -220,13 +220,12 @@ def test_vgg16_for_other_classes_channels_and_orders(torch):
     np.testing.assert_array_equal(
         turned["kernel"][:, :, ::-1], params["vgg16"]["conv1_1"]["kernel"]
     )
-    grey = torchvision.vgg16(model, channels=1)
-    grey = fill(zeros(model, 1), tensors, grey, expected=expected)["params"]["vgg16"]["conv1_1"]
-    kernel = params["vgg16"]["conv1_1"]["kernel"]
-    assert_close(grey["kernel"], kernel.sum(axis=2, keepdims=True))
     bare = FCN(3, widths=VGG16_WIDTHS, classifier_width=None)
+    expected = ["params/score_*", "classifier.*"]
     filled = fill(zeros(bare), tensors, torchvision.vgg16(bare), expected=expected)
-    np.testing.assert_array_equal(filled["params"]["vgg16"]["conv1_1"]["kernel"], kernel)
+    np.testing.assert_array_equal(
+        filled["params"]["vgg16"]["conv1_1"]["kernel"], params["vgg16"]["conv1_1"]["kernel"]
+    )
 
 
 def test_alexnet(torch):
@@ -237,7 +236,7 @@ def test_alexnet(torch):
     variables = fill(zeros(model), tensors_of(net), torchvision.alexnet(model))
     trunk = AlexNet(ALEXNET_WIDTHS, "torchvision", pad=2)
     # The sizes at which torchvision's pooling drops nothing.
-    for height, width in ((63, 66), (95, 128)):
+    for height, width in ((63, 66), (95, 95)):
         images = normal(2, height, width, 3)
         got = jit(trunk.apply)({"params": variables["params"]["alexnet"]}, images)
         assert_close(got, net.features(to_torch(torch, images)).permute(0, 2, 3, 1))
@@ -249,39 +248,44 @@ def test_alexnet(torch):
     assert_close(score_map(model, variables, images), slide(torch, net, features, 6))
 
 
-@pytest.mark.parametrize("height, width", [(64, 97), (225, 224)])
+@pytest.mark.parametrize("height, width", [(64, 97), (160, 160)])
 def test_googlenet(torch, height, width):
     net = torch_googlenet(torch)
     model = FCNGoogLeNet(CLASSES, stem=STEM, widths=INCEPTIONS, variant="torchvision")
-    variables = fill(zeros(model), tensors_of(net), torchvision.googlenet(model))
+    table = torchvision.googlenet(model)
+    variables = fill(zeros(model), tensors_of(net), table, expected=["aux1.*"])
     picture = np.random.default_rng(0).integers(0, 256, (2, height, width, 3)).astype(np.float32)
     theirs = (picture - torchvision.MEAN) / torchvision.DEVIATION
     ours = (picture - torchvision.GOOGLENET_MEAN) / torchvision.GOOGLENET_DEVIATION
     trunk = GoogLeNet(STEM, INCEPTIONS, "torchvision")
     mine = {kind: leaves["googlenet"] for kind, leaves in variables.items()}
-    features = np.asarray(jit(trunk.apply)(mine, ours.astype(np.float32)))
+    got = np.asarray(jit(trunk.apply)(mine, ours.astype(np.float32)))
+    want = net(to_torch(torch, theirs.astype(np.float32))).permute(0, 2, 3, 1)
+    assert_close(got, want)
     last = variables["params"]["score_fr"]
-    # Scoring each place and averaging is averaging and scoring.
-    got = (features @ last["kernel"][0, 0] + last["bias"]).mean(axis=(1, 2))
-    assert_close(got, net(to_torch(torch, theirs.astype(np.float32))))
+    assert_close(got @ last["kernel"][0, 0] + last["bias"], net.fc(want))
 
 
 def test_other_classes_leave_the_last_dense_layer_over(torch):
-    for net, model, layout in (
+    for net, model, layout, rest in (
         (
             torch_alexnet(torch),
             FCNAlexNet(3, widths=ALEXNET_WIDTHS, variant="torchvision", classifier_width=WIDTH),
             torchvision.alexnet,
+            ["classifier.6.*"],
         ),
         (
             torch_googlenet(torch),
             FCNGoogLeNet(3, stem=STEM, widths=INCEPTIONS, variant="torchvision"),
             torchvision.googlenet,
+            ["fc.*", "aux1.*"],
         ),
     ):
-        tensors = tensors_of(net)
-        filled = fill(zeros(model), tensors, layout(model), expected=["params/score_fr/*"])
+        tensors, expected = tensors_of(net), ["params/score_fr/*", *rest]
+        filled = fill(zeros(model), tensors, layout(model), expected=expected)
         assert not filled["params"]["score_fr"]["kernel"].any()
+        with pytest.raises(SegjaxError, match=rf"left over: {rest[0]}"):
+            fill(zeros(model), tensors, layout(model), expected=expected[:1])
 
 
 @pytest.mark.parametrize(

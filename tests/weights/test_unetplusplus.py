@@ -3,7 +3,6 @@
 from functools import partial
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -16,7 +15,7 @@ from segjax.weights.unetplusplus import keras, nested_unet
 jit = partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
 CASES = pytest.mark.parametrize(
     "widths, height, width, deep_supervision",
-    [((2, 3, 4), 12, 20, False), ((3, 4, 2, 5, 6), 32, 16, True)],
+    [((2, 3, 4), 12, 20, False), ((3, 4, 2, 5, 6), 32, 32, True)],
 )
 
 
@@ -174,47 +173,40 @@ def keras_tensors(widths, classes, heads):
     return tensors
 
 
-@partial(jit, static_argnames=("levels", "heads"))
-def keras_heads(tensors, images, *, levels, heads):
+def keras_heads(torch, tensors, images, *, levels, heads):
     """The authors' functional model, its kernels as Keras lays them out: HWIO, transposed HWOI."""
-    convolve = partial(jax.lax.conv_general_dilated, dimension_numbers=("NHWC", "HWIO", "NHWC"))
+    functional = torch.nn.functional
 
     def weights(name):
-        return tensors[f"{name}/kernel"], tensors[f"{name}/bias"]
-
-    def conv(x, name):
-        kernel, bias = weights(name)
-        return convolve(x, kernel, (1, 1), "SAME") + bias
-
-    def conv_transpose(x, name):
-        # `transpose_kernel` is JAX's word for keras.layers.Conv2DTranspose's semantics.
-        kernel, bias = weights(name)
-        y = jax.lax.conv_transpose(x, kernel, (2, 2), "SAME", transpose_kernel=True)
-        return y + bias
+        kernel, bias = (torch.tensor(tensors[f"{name}/{leaf}"]) for leaf in ("kernel", "bias"))
+        return kernel.permute(3, 2, 0, 1), bias  # PyTorch's OIHW, transposed IOHW
 
     def standard_unit(x, stage):
-        return jax.nn.relu(conv(jax.nn.relu(conv(x, f"conv{stage}_1")), f"conv{stage}_2"))
+        for n in (1, 2):
+            x = torch.relu(functional.conv2d(x, *weights(f"conv{stage}_{n}"), padding="same"))
+        return x
 
-    maps, x = {}, images
+    maps, x = {}, torch.tensor(images).permute(0, 3, 1, 2)
     for row in range(1, levels + 1):
         x = maps[row, 1] = standard_unit(x, f"{row}1")
-        b, h, w, c = x.shape
-        x = x.reshape(b, h // 2, 2, w // 2, 2, c).max((2, 4)) if row < levels else x
+        x = functional.max_pool2d(x, 2)
     for column in range(2, levels + 1):
         for row in range(1, levels + 2 - column):
-            up = conv_transpose(maps[row + 1, column - 1], f"up{row}{column}")
-            merged = jnp.concatenate([up, *(maps[row, k] for k in range(1, column))], axis=-1)
+            below = maps[row + 1, column - 1]
+            up = functional.conv_transpose2d(below, *weights(f"up{row}{column}"), stride=2)
+            merged = torch.cat([up, *(maps[row, k] for k in range(1, column))], dim=1)
             maps[row, column] = standard_unit(merged, f"{row}{column}")
-    return [jax.nn.sigmoid(conv(maps[1, head + 1], f"output_{head}")) for head in heads]
+    logits = (functional.conv2d(maps[1, n + 1], *weights(f"output_{n}")) for n in heads)
+    return [torch.sigmoid(x).permute(0, 2, 3, 1).numpy() for x in logits]
 
 
 @CASES
-def test_equals_the_authors_keras_network(widths, height, width, deep_supervision):
+def test_equals_the_authors_keras_network(torch, widths, height, width, deep_supervision):
     model = UNetPlusPlus(1, widths=widths, norm="none", deep_supervision=deep_supervision)
     heads, images = tuple(model.heads), normal(2, height, width, 3)
     tensors = keras_tensors(widths, 1, heads)
     variables = filled(model, tensors, keras)
-    want = keras_heads(tensors, images, levels=len(widths), heads=heads)
+    want = keras_heads(torch, tensors, images, levels=len(widths), heads=heads)
     for ours, head in zip(heads_of(model, variables, images), want, strict=True):
         assert_close(jax.nn.sigmoid(ours), head)
     # The accurate mode is the mean of what the original puts out.

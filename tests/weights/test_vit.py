@@ -13,12 +13,15 @@ import pytest
 from segjax.errors import SegjaxError
 from segjax.models import SETRNaive, ViT
 from segjax.weights.table import fill
-from segjax.weights.vit import big_vision, hugging_face, vision_transformer
+from segjax.weights.vit import big_vision, hugging_face, timm, vision_transformer
 
 DEPTH, WIDTH, HEADS, PATCH, GRID = 3, 12, 2, 4, (3, 3)
 Small = partial(
     ViT, (0, 2), depth=DEPTH, width=WIDTH, heads=HEADS, patch=PATCH, grid=GRID, mlp_ratio=2
 )
+# What the files have behind the part that is ours.
+FLAX_REST = ("*Transformer/encoder_norm/*", "*head/*")
+HUGGING_FACE_REST = ("vit.layernorm.*", "classifier.*")
 
 
 def normal(*shape, seed=1):
@@ -54,10 +57,19 @@ def attend(q, k, v):
     return np.einsum("bhqk,bkhd->bqhd", scores / scores.sum(axis=-1, keepdims=True), v)
 
 
+def lines(size, new):
+    """The matrix (new, size) of linear interpolation, corners not aligned."""
+    places = np.clip((np.arange(new) + 0.5) * size / new - 0.5, 0, size - 1)
+    return np.maximum(1 - np.abs(places[:, None] - np.arange(size)), 0)
+
+
 def vit_of(embed, block, images, positions, token):
     """The maps of blocks 0 and 2 by functions of the layout: `embed`, `block` (x, number)."""
     b, height, width, _ = images.shape
     h, w = height // PATCH, width // PATCH
+    positions = positions.reshape(*GRID, WIDTH)
+    positions = np.einsum("hi,wj,ijc->hwc", lines(GRID[0], h), lines(GRID[1], w), positions)
+    positions = positions.reshape(h * w, WIDTH)
     x = embed(images.reshape(b, h, PATCH, w, PATCH, 3).swapaxes(2, 3)).reshape(b, h * w, WIDTH)
     x = np.concatenate([np.broadcast_to(token, (b, 1, WIDTH)), x + positions], axis=1)
     maps = []
@@ -138,6 +150,9 @@ def flax_vit(tensors, images, positions, token, *, attention, second, mlp):
     return vit_of(embed, block, images, positions, token)
 
 
+apply_small = jax.jit(Small().apply)
+
+
 @pytest.mark.parametrize("layout", ["vision_transformer", "big_vision", "big_vision scan"])
 def test_npz(layout):
     older = layout == "vision_transformer"
@@ -153,8 +168,6 @@ def test_npz(layout):
     positions, token = tensors["positions"][:, -9:], tensors["cls"]
     if older:
         token = token + tensors["positions"][:, :1]
-    images = normal(2, 12, 12, 3)
-    references = flax_vit(tensors, images, positions, token, **numbers)
 
     where = "Transformer/posembed_input/pos_embedding" if older else "pos_embedding"
     prefix = "" if older else "params/"
@@ -170,7 +183,11 @@ def test_npz(layout):
 
     model = Small()
     table = vision_transformer(model) if older else big_vision(model, scan="scan" in layout)
-    assert_equal(jax.jit(model.apply)(fill(initial(model), file, table), images), references)
+    variables = fill(initial(model), file, table, expected=FLAX_REST)
+    for height, width in ((12, 12), (20, 8), (16, 16)):
+        images = normal(2, height, width, 3)
+        references = flax_vit(tensors, images, positions, token, **numbers)
+        assert_equal(apply_small(variables, images), references)
 
 
 @pytest.fixture
@@ -255,7 +272,8 @@ def tensors_of(net):
 def test_hugging_face(hugging_face_vit, height, width):
     torch, model = pytest.importorskip("torch"), Small(epsilon=1e-12)
     images = normal(2, height, width, 3)
-    variables = fill(initial(model), tensors_of(hugging_face_vit), hugging_face(model))
+    tensors, table = tensors_of(hugging_face_vit), hugging_face(model)
+    variables = fill(initial(model), tensors, table, expected=HUGGING_FACE_REST)
     with torch.no_grad():
         references = [reference.numpy() for reference in hugging_face_vit(torch.tensor(images))]
     assert_equal(jax.jit(model.apply)(variables, images), references)
@@ -266,7 +284,8 @@ def test_gradients_are_pytorchs(hugging_face_vit):
     torch, model = pytest.importorskip("torch"), Small(epsilon=1e-12)
     images, table = normal(2, 8, 20, 3), hugging_face(model)
     start = initial(model)
-    variables = fill(start, tensors_of(hugging_face_vit), table)
+    tensors = tensors_of(hugging_face_vit)
+    variables = fill(start, tensors, table, expected=HUGGING_FACE_REST)
     noise = normal(2, 2, 5, WIDTH, seed=2), normal(2, 2, 5, WIDTH, seed=3)
 
     @jax.jit
@@ -286,38 +305,53 @@ def test_gradients_are_pytorchs(hugging_face_vit):
         assert np.abs(want).max() > 0
 
     assert_close(gradient, pictures.grad.numpy())
-    jax.tree.map(assert_close, gradients, fill(start, theirs, table))
+    wanted = fill(start, theirs, table, expected=HUGGING_FACE_REST)
+    jax.tree.map(assert_close, gradients, wanted)
 
 
 def test_the_encoder_of_a_setr_is_filled_and_the_heads_stay(hugging_face_vit):
+    torch, net = pytest.importorskip("torch"), hugging_face_vit
     small = {"depth": DEPTH, "width": WIDTH, "heads": HEADS, "patch": PATCH, "grid": GRID}
-    model = SETRNaive(3, **small, auxiliary_taps=(0,), channels=4)
-    variables = initial(model)
-    tensors = tensors_of(hugging_face_vit)
+    model = SETRNaive(3, **small, auxiliary_taps=(0,), channels=4, epsilon=1e-12)
+    with torch.no_grad():  # tokens so small that 1e-6 would not do
+        for tensor in net.vit["embeddings"].parameters():
+            tensor *= 1e-4
+        images = normal(2, 12, 8, 3)
+        references = [reference.numpy() for reference in net(torch.tensor(images))]
+    tensors = tensors_of(net)
     for name in [n for n in tensors if "layer." in n]:  # SETR's MLP has the ratio 4
         if "intermediate" in name:
             tensors[name] = np.concatenate([tensors[name]] * 2)
         elif "output.dense.weight" in name and "attention" not in name:
-            tensors[name] = np.concatenate([tensors[name]] * 2, axis=1)
-    table = hugging_face(model.encoder, path="params/vit")
+            tensors[name] = np.concatenate([tensors[name] / 2] * 2, axis=1)
+    variables, table = initial(model), hugging_face(model.encoder, path="params/vit")
     heads = ("params/head/*", "params/auxiliary_*", "batch_stats/*")
-    filled = fill(variables, tensors, table, expected=heads)
+    filled = fill(variables, tensors, table, expected=(*heads, *HUGGING_FACE_REST))
     assert np.array_equal(
         filled["params"]["head"]["logits"]["kernel"],
         variables["params"]["head"]["logits"]["kernel"],
     )
-    kernel = filled["params"]["vit"]["blocks"]["mlp_0"]["kernel"]
-    want = tensors["vit.encoder.layer.2.intermediate.dense.weight"].T
-    np.testing.assert_array_equal(kernel[2], want)
-    with pytest.raises(SegjaxError, match="missing: params/head/logits/kernel"):
+
+    @jax.jit
+    def maps(variables, images):
+        kept = model.apply(variables, images, capture_intermediates=lambda m, _: m.name == "vit")
+        return kept[1]["intermediates"]["vit"]["__call__"][0]
+
+    assert_equal(maps(filled, images), references)
+    with pytest.raises(SegjaxError, match=r"(?s)missing: params/head/log.*left over: classifier"):
         fill(variables, tensors, table)
 
 
-def test_another_grid_is_refused_by_name(hugging_face_vit):
-    model = Small(grid=(2, 4), epsilon=1e-12)
-    text = r"other shape: params/positions \(2, 4, 12\): .*position_embeddings \(1, 10, 12\), that"
-    with pytest.raises(SegjaxError, match=text):
-        fill(initial(model), tensors_of(hugging_face_vit), hugging_face(model))
+def test_a_file_of_another_square_grid_is_told_what_to_do():
+    model = Small(grid=(2, 8))
+    variables = {"params": {"positions": np.zeros((2, 8, WIDTH), np.float32)}}
+    tensors = {"pos_embed": normal(1, 17, WIDTH)}
+    text = r"other shape: params/positions \(2, 8, 12\): pos_embed \(1, 17, 12\), a 4×4 grid: .*"
+    with pytest.raises(SegjaxError, match=text + r"grid=\(4, 4\)"):
+        fill(variables, tensors, timm(model))
+    tensors = {"pos_embed": normal(1, 16, WIDTH)}  # no square of the 15: none to propose
+    with pytest.raises(SegjaxError, match=r"pos_embed \(1, 16, 12\)\n"):
+        fill(variables, tensors, timm(model))
 
 
 def test_without_a_class_token_the_files_is_left_over():
@@ -326,7 +360,9 @@ def test_without_a_class_token_the_files_is_left_over():
     shapes = rest | {"Transformer/posembed_input/pos_embedding": (1, 10, WIDTH)}
     for i in range(DEPTH):
         shapes |= {f"Transformer/encoderblock_{i}/{name}": shape for name, shape in block.items()}
-    tensors = drawn(shapes)
-    variables = fill(initial(model), tensors, vision_transformer(model))
+    tensors, table = drawn(shapes), vision_transformer(model)
+    with pytest.raises(SegjaxError, match=r"left over: cls \(1, 1, 12\)"):
+        fill(initial(model), tensors, table)
+    variables = fill(initial(model), tensors, table, expected=("cls", *FLAX_REST))
     want = tensors["Transformer/posembed_input/pos_embedding"][0, 1:].reshape(3, 3, WIDTH)
     np.testing.assert_array_equal(variables["params"]["positions"], want)
