@@ -10,6 +10,7 @@ import sys
 import tarfile
 import textwrap
 import threading
+from dataclasses import replace
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -208,9 +209,11 @@ def assert_equal(example, image_file, label):
     np.testing.assert_array_equal(example["label"], label)
 
 
-def test_2012(tars, server, tmp_path):
+def test_2012(tars, server, tmp_path, capsys):
     shutil.copytree(tars, tmp_path / "web", dirs_exist_ok=True)
     builder = voc.build(config_2012(tars, server.url), tmp_path)
+    told = capsys.readouterr().out
+    assert "VOCtrainval_11-May-2012.tar ━" in told and "VOC2012test.tar ━" in told
     assert {name: split.num_examples for name, split in builder.info.splits.items()} == COUNTS
     assert len(server.asked) == 2
     files = trainval_files() | test_files()
@@ -243,12 +246,14 @@ def test_encoded_bytes_are_passed_through_and_masks_are_grey(tars, tmp_path):
 
 
 @pytest.mark.parametrize("packing", ["w", "w:gz"])  # notes differ on which one SBD's is
-def test_2012_sbd(tars, tmp_path, packing):
-    shutil.copytree(tars, tmp_path / "manual")
-    manual = tmp_path / "manual"
-    write_tar(manual / "benchmark.tgz", sbd_files(), packing)
+def test_2012_sbd(tars, server, tmp_path, packing):
+    web, manual = tmp_path / "web", tmp_path / "manual"
+    shutil.copytree(tars, web, dirs_exist_ok=True)
+    write_tar(web / "benchmark.tgz", sbd_files(), packing)
+    manual.mkdir()
     (manual / "seg11valid.txt").write_bytes(lines(SEG11VALID))
-    builder = voc.build(config_sbd(manual, "http://localhost:1"), tmp_path, manual)
+    builder = voc.build(config_sbd(web, server.url), tmp_path, manual)
+    assert [path for path, _ in server.asked] == ["/VOCtrainval_11-May-2012.tar", "/benchmark.tgz"]
     assert {name: split.num_examples for name, split in builder.info.splits.items()} == SBD_COUNTS
     splits = {split: read(tmp_path, "small_sbd", split) for split in SBD_COUNTS}
     assert {split: set(examples) for split, examples in splits.items()} == {
@@ -277,19 +282,25 @@ def test_published_counts():
     }
 
 
-def test_truncated_and_other_files_are_not_taken_from_a_mirror(tars, server, tmp_path):
+@pytest.mark.parametrize(
+    "config, name, digest",
+    [(config_2012, "VOC2012test.tar", "sha256"), (config_sbd, "benchmark.tgz", "md5")],
+)
+def test_truncated_and_other_files_are_not_taken_from_a_mirror(
+    config, name, digest, tars, server, tmp_path
+):
     for mirror in ("cut", "other", "whole"):
         shutil.copytree(tars, tmp_path / "web" / mirror)
-    path = tmp_path / "web/cut/VOCtrainval_11-May-2012.tar"
-    path.write_bytes(path.read_bytes()[:5000])
-    write_tar(tmp_path / "web/other/VOCtrainval_11-May-2012.tar", {"a": b"another"})
+    path = tmp_path / "web/cut" / name
+    path.write_bytes(path.read_bytes()[:1000])
+    write_tar(tmp_path / "web/other" / name, {"a": b"another"})
     mirrors = [f"{server.url}/{mirror}" for mirror in ("cut", "other", "whole")]
-    voc.build(config_2012(tars, *mirrors), tmp_path)
-    assert [path.split("/")[1] for path, _ in server.asked] == ["cut", "other", "whole", "cut"]
+    voc.build(config(tars, *mirrors), tmp_path)
+    assert [path.split("/")[1] for path, _ in server.asked] == ["cut", "cut", "other", "whole"]
     with pytest.raises(
-        SegjaxError, match=r"cut/.*another file \(sha256 .* of 5,000 bytes, expected"
+        SegjaxError, match=rf"cut/.*another file \({digest} .* of 1,000 bytes, expected"
     ):
-        voc.build(config_2012(tars, mirrors[0]), tmp_path / "new")
+        voc.build(config(tars, mirrors[0]), tmp_path / "new")
 
 
 def test_dead_first_mirror(tars, server, tmp_path):
@@ -309,13 +320,12 @@ def test_broken_off_download_goes_on(tars, server, tmp_path):
 
 
 @pytest.mark.parametrize("name", ["../outside", "VOCdevkit/../../outside"])
-def test_path_traversal(tars, tmp_path, name):
-    path = tmp_path / "VOCtrainval_11-May-2012.tar"
-    write_tar(path, {name: b"evil"} | trainval_files())
-    config = config_2012(tars, "http://localhost:1", trainval=archive(path, "http://localhost:1"))
-    shutil.copy(tars / "VOC2012test.tar", tmp_path)
+def test_path_traversal(tars, server, tmp_path, name):
+    web = tmp_path / "web"
+    shutil.copytree(tars, web, dirs_exist_ok=True)
+    write_tar(web / "VOCtrainval_11-May-2012.tar", {name: b"evil"} | trainval_files())
     with pytest.raises(SegjaxError, match=r"trainval.*would write outside of its folder.*outside"):
-        voc.build(config, tmp_path / "data", manual=tmp_path)
+        voc.build(config_2012(web, server.url), tmp_path / "data")
     assert not list(tmp_path.parent.rglob("outside"))
 
 
@@ -386,55 +396,110 @@ def test_sbd_not_as_published(tars, tmp_path):
     refused(r"sbd_train and seg11valid share 1 pictures \(2008_01\)")
 
 
+@pytest.mark.parametrize(
+    "one, other",
+    [
+        ("train", "val"),
+        ("train", "test"),
+        ("val", "test"),
+        ("trainaug", "val"),
+        ("trainaug", "seg11valid"),
+        ("sbd_train", "seg11valid"),
+    ],
+)
+def test_splits_that_share_a_picture_are_refused(one, other):
+    def part(*names):
+        return [voc.Part(Path("a.tar"), Path("img"), dict.fromkeys(names))]
+
+    splits = {other: part("b", "c"), one: part("a", "b")}
+    with pytest.raises(SegjaxError, match=rf"^{one} and {other} share 1 pictures \(b\).*a\.tar"):
+        voc._check(splits, {one: 2, other: 2})
+
+
 def test_disk_space_is_looked_at_first(tars, server, tmp_path, monkeypatch):
-    free = shutil._ntuple_diskusage(0, 0, 1_000_000)
-    monkeypatch.setattr(shutil, "disk_usage", lambda path: free)
-    with pytest.raises(SegjaxError, match=r"0\.0 GB are free, but 0\.0 GB .*--data-dir"):
-        voc.build(config_2012(tars, server.url), tmp_path)
+    """Room for what is to be downloaded, and for an eighth of a megabyte a picture."""
+    shutil.copytree(tars, tmp_path / "web", dirs_exist_ok=True)
+    (tmp_path / "manual").mkdir()
+    shutil.copy(tars / "VOC2012test.tar", tmp_path / "manual")
+    config = config_2012(tars, server.url, counts={"train": 5000, "val": 2000, "test": 1000})
+    config.trainval = replace(config.trainval, size=3_000_000_000)
+    config.test = replace(config.test, size=1_500_000_000)
+
+    def refused(free, told, manual=None):
+        usage = shutil._ntuple_diskusage(0, 0, free)
+        monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
+        with pytest.raises(SegjaxError, match=told):
+            voc.build(config, tmp_path, manual)
+
+    refused(5_499_999_999, r"5\.5 GB are free, but 5\.5 GB are needed: 4\.5 to dow.*--data-dir")
+    refused(3_999_999_999, r"4\.0 GB are needed: 3\.0 to download", tmp_path / "manual")
     assert not server.asked
+    refused(5_500_000_000, "train has 2 pictures")  # it was enough
 
 
 START = """
-import os, resource, signal, sys
+import os, signal, sys
 from pathlib import Path
 
 import test_voc as here
 from segjax.data import voc
-folder, tars = map(Path, sys.argv[1:])
-config = here.nowhere(tars)
+folder, tars = map(Path, sys.argv[1:3])
+config = here.config_2012(tars, sys.argv[3])
 """
 
 
-def in_a_process(code, *folders):
+def in_a_process(code, *arguments):
     """Run code in which this module is `here`."""
     environment = os.environ | {"PYTHONPATH": str(Path(__file__).parent)}
-    command = [sys.executable, "-c", START + textwrap.dedent(code), *map(str, folders)]
+    command = [sys.executable, "-c", START + textwrap.dedent(code), *map(str, arguments)]
     return subprocess.run(command, capture_output=True, text=True, env=environment)
 
 
-def test_no_tensorflow_and_full_disk_in_the_middle(tars, tmp_path):
+def test_no_tensorflow(tars, server, tmp_path):
+    """Nor where a split is so large that tfds would not sort it in memory."""
+    shutil.copytree(tars, tmp_path / "web", dirs_exist_ok=True)
     ran = in_a_process(
         """
-        infinity = resource.RLIM_INFINITY
-        resource.setrlimit(resource.RLIMIT_FSIZE, (1000, infinity))  # bytes of a file
-        try:
-            voc.build(config, folder, tars)
-        except voc.SegjaxError as error:
-            print(error)
-        resource.setrlimit(resource.RLIMIT_FSIZE, (infinity, infinity))
-        voc.build(config, folder, tars)
+        voc.shuffle.MAX_MEM_BUFFER_SIZE = 1000
+        voc.build(config, folder)
         print(*sorted(here.read(folder, "small", "val")), "tensorflow" in sys.modules)
         """,
         tmp_path,
         tars,
+        server.url,
     )
     assert ran.returncode == 0, ran.stderr
-    assert f"{tmp_path}: cannot be written: " in ran.stdout and "File too large" in ran.stdout
     assert ran.stdout.splitlines()[-1].split() == [*VAL, "False"]
-    assert [path.name for path in (tmp_path / "voc_segmentation/small").iterdir()] == ["1.0.0"]
 
 
-def test_killed_build_starts_again(tars, tmp_path):
+def test_full_disk_in_the_middle(tars, server, tmp_path, monkeypatch):
+    shutil.copytree(tars, tmp_path / "web", dirs_exist_ok=True)
+    config, builds = config_2012(tars, server.url), tmp_path / "voc_segmentation/small"
+
+    def pictures(part, real=voc._pictures):
+        (building,) = builds.glob("incomplete.*")
+        shard = building / "voc_segmentation-train.array_record-00000-of-00001"
+        shard.symlink_to("/dev/full")  # a device on which nothing has room
+        monkeypatch.setattr(voc, "_pictures", real)
+        return real(part)
+
+    monkeypatch.setattr(voc, "_pictures", pictures)
+    with pytest.raises(SegjaxError, match=rf"{tmp_path}: cannot be written: .*No space left"):
+        voc.build(config, tmp_path)
+    voc.build(config, tmp_path)
+    assert len(server.asked) == 2  # once for each archive
+    assert set(read(tmp_path, "small", "train")) == set(TRAIN)
+    assert [path.name for path in builds.iterdir()] == ["1.0.0"]
+
+
+def test_no_folder_can_be_made(tars, tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(SegjaxError, match=r"file: cannot be written: .*Not a directory"):
+        voc.build(nowhere(tars), tmp_path / "file", manual=tars)
+
+
+def test_killed_build_starts_again(tars, server, tmp_path):
+    shutil.copytree(tars, tmp_path / "web", dirs_exist_ok=True)
     ran = in_a_process(
         """
         def pictures(part, real=voc._pictures):
@@ -442,15 +507,17 @@ def test_killed_build_starts_again(tars, tmp_path):
             os.kill(os.getpid(), signal.SIGKILL)
 
         voc._pictures = pictures
-        voc.build(config, folder, tars)
+        voc.build(config, folder)
         """,
         tmp_path,
         tars,
+        server.url,
     )
     assert ran.returncode == -signal.SIGKILL, ran.stderr
     (left,) = (tmp_path / "voc_segmentation/small").iterdir()
     assert left.name.startswith("incomplete.")
-    voc.build(nowhere(tars), tmp_path, manual=tars)
+    voc.build(config_2012(tars, server.url), tmp_path)
+    assert len(server.asked) == 2  # once for each archive
     assert set(read(tmp_path, "small", "train")) == set(TRAIN)
     assert [path.name for path in (tmp_path / "voc_segmentation/small").iterdir()] == ["1.0.0"]
 
@@ -469,8 +536,21 @@ def test_command(tars, tmp_path, monkeypatch, capsys):
     told = ran("2012")
     assert "train: 2 pictures" in told and "test: 1 pictures" in told
     assert f"in {tmp_path}/voc_segmentation/small/1.0.0" in told and "seg11valid" not in told
+    assert "masks of train ━" in told and "\ntest ━" in told
     told = ran("2012_sbd")
     assert "trainaug: 4 pictures" in told and "without seg11valid" in told
+
+
+def test_prepare_from_the_shell(tars, tmp_path):
+    """These archives are not the published ones: the command tells so without a traceback."""
+    command = ["prepare", "voc_segmentation/2012", "--data-dir"]
+    ran = subprocess.run(
+        [sys.executable, "-m", "segjax", *command, str(tmp_path), "--manual", str(tars)],
+        capture_output=True,
+        text=True,
+    )
+    assert ran.returncode == 2 and ran.stderr.startswith("error: "), ran.stderr
+    assert f"{tars}/VOCtrainval_11-May-2012.tar is not the file" in " ".join(ran.stderr.split())
 
 
 # Of the real thing, where there is a folder with some: voc2012/ as in the devkit with pairs.tsv of
