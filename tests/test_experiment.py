@@ -389,7 +389,26 @@ def state_of(home):
         return checkpoints.newest, checkpoints._manager.restore(checkpoints.newest)
 
 
-def test_workers_caches_and_buckets_change_nothing(folder, tmp_path):
+@contextlib.contextmanager
+def interrupted_after(step):
+    """The signal comes in the step before, as a cluster sends it."""
+    told = RunLog.step
+
+    def interrupt(log, number, *rest, **more):
+        if number == step - 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+        told(log, number, *rest, **more)
+
+    with (
+        pytest.MonkeyPatch.context() as patch,
+        pytest.raises(SystemExit, match=f"Interrupted after step {step}; the same command"),
+    ):
+        patch.setattr(RunLog, "step", interrupt)
+        yield
+
+
+def test_workers_caches_and_buckets_change_nothing(folder, tmp_path, capsys):
+    """Also where a run goes on with others."""
     train = ["train", *small("unet_camvid", "--data", folder)]
 
     def run_as(name, *more):
@@ -398,27 +417,22 @@ def test_workers_caches_and_buckets_change_nothing(folder, tmp_path):
         return state_of(tmp_path / name)[1]["params"], scores["mean_iou"]
 
     params, score = run_as("plain")
+    with interrupted_after(2):
+        run_as("other", "--cache", "disk", "--workers", 3)
+    capsys.readouterr()
     other, _ = run_as("other", "--cache", "memory", "--workers", 1)
+    assert "going on from step 2 of 4" in capsys.readouterr().out
     jax.tree.map(np.testing.assert_array_equal, other, params)
-    run_as("other", "--cache", "disk", "--workers", 3)
     other, same = run_as("buckets", "--cache", "disk", "--buckets", 40, 44, 48, 48)
     jax.tree.map(np.testing.assert_array_equal, other, params)
     assert same == pytest.approx(score, abs=1e-4)
 
 
-def test_interrupted_and_resumed_is_bit_identical(tmp_path, monkeypatch, capsys):
+def test_interrupted_and_resumed_is_bit_identical(tmp_path, capsys):
     arguments = small("unet_shapes", "--steps", 7, "--evaluate-every", 6)
     run("unet_shapes", "train", "--run", tmp_path / "straight", *arguments)
 
-    told = RunLog.step
-
-    def interrupt_at_4(log, number, *rest, **more):
-        if number == 4:
-            os.kill(os.getpid(), signal.SIGTERM)
-        told(log, number, *rest, **more)
-
-    monkeypatch.setattr(RunLog, "step", interrupt_at_4)
-    with pytest.raises(SystemExit, match="Interrupted after step 5; the same command"):
+    with interrupted_after(5):
         run("unet_shapes", "train", "--run", tmp_path / "resumed", *arguments)
     assert state_of(tmp_path / "resumed")[0] == 5
     run("unet_shapes", "evaluate", "--run", tmp_path / "resumed")  # nothing is logged yet

@@ -99,6 +99,12 @@ def test_the_processes_rows_make_the_global_batch(processes):
     assert_equal(joined(parts), take(5))
 
 
+def test_a_restart_with_other_threads_and_processes_goes_on_as_before():
+    options = {"start": 5, "threads": 1, "processes": 2}
+    parts = [take(4, process=i, **options) for i in range(2)]
+    assert_equal(joined(parts), take(9, threads=3)[5:])
+
+
 @pytest.mark.parametrize("length, batch_size", [(7, 4), (6, 3), (3, 5), (1, 2)])
 def test_every_record_comes_once_an_epoch(length, batch_size):
     batches = take(3 * length, length, batch_size=batch_size)
