@@ -4,9 +4,11 @@ import itertools
 import re
 from dataclasses import dataclass
 
+import jax
 import numpy as np
 import pytest
 
+from segjax import metrics, sharding
 from segjax.data.pipeline import evaluation_batches, pad_to_canvas, train_batches
 from segjax.errors import SegjaxError
 
@@ -170,6 +172,17 @@ def test_evaluation_pads_each_picture_to_the_smallest_canvas_that_holds_it(kind,
     valid = [label[label != 255] for batch in batches for label in batch["label"]]
     assert [v[0] for v in valid if v.size] == [0, 2, 4, 6, 1, 3, 5]
     assert sum(v.size for v in valid) == (4 * 2 + 3 * 3) * 4
+
+
+def test_an_evaluation_compiles_once_a_canvas():
+    predict = jax.jit(lambda images: jax.nn.one_hot(images[..., 0], 8))
+    mesh, canvases = sharding.make_mesh(jax.devices()[:1]), [(2, 5), (3, 4)]
+    before = metrics.confusion_matrix._cache_size()
+    for _ in range(2):
+        batches = evaluation_batches(Numbers(7), batch_size=2, canvases=canvases)
+        got = metrics.evaluate(predict, sharding.prefetch(batches, mesh), num_classes=8)
+        np.testing.assert_array_equal(np.diag(got), [8, 12, 8, 12, 8, 12, 8, 0])
+    assert predict._cache_size() == metrics.confusion_matrix._cache_size() - before == 2
 
 
 def test_a_picture_larger_than_every_canvas_is_named():
