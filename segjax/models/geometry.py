@@ -16,6 +16,7 @@ class Geometry(NamedTuple):
         depends on; None where that is the whole picture.
     context: how many pixels before and after a stride×stride cell of output pixels, itself at
         multiples of stride, the cell depends on: less than the halo, for its pixels share much.
+        Where the output is larger than the picture, the cells are counted from the picture's start.
     margin: rows and columns lost at each border: n pixels give n - 2 margin.
     """
 

@@ -77,6 +77,9 @@ class UNet(nn.Module):
 
         def needs(span: Span) -> Span:
             """Down and up again through the lowest level, which sees farthest."""
+            # Valid: output pixel i lies on input pixel i + margin. Full: pixel i of the picture,
+            # from whose start tiles are counted, is output pixel i - margin.
+            span = span[0] - min(margin, 0), span[1] - min(margin, 0)
             for depth in range(lowest):
                 first, last = conv_span(span, 5, pad=2 * self._pad)
                 # What full convolutions add to the upsampled map beyond the skip is cropped.
@@ -85,8 +88,7 @@ class UNet(nn.Module):
             for _ in range(lowest):
                 span = conv_span(conv_span(span, 5, pad=2 * self._pad), 2, stride=2)
             first, last = conv_span(span, 5, pad=2 * self._pad)
-            # Output pixel i lies on input pixel i + margin.
-            return first - margin, last - margin
+            return first - max(margin, 0), last - max(margin, 0)
 
         if self.up == "bilinear_corners":
             return Geometry(stride, minimum, stride, None, None, margin)

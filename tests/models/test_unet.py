@@ -353,28 +353,33 @@ def test_every_parameter_has_a_gradient(fields):
 @pytest.mark.parametrize("up", ["upconv", "transposed", "bilinear", "nearest"])
 @pytest.mark.parametrize("padding", LOST)
 def test_halo_and_context_are_exactly_what_a_pixel_depends_on(padding, up):
-    model = UNet(1, widths=(1, 1, 1), padding=padding, norm="none", up=up)
-    _, _, stride, halo, context, margin = model.geometry
-    cell = 8 * stride + np.arange(stride)  # in the middle: nothing is cut off by the border
-    side = model.geometry.fit(cell[0] + cell[-1])
-    # All positive: no ReLU is shut. Several pictures: every pixel is once the largest of a window.
-    variables = jax.tree.map(lambda a: np.abs(a) + 0.1, random_variables(model, channels=1))
-    images = np.abs(normal(8, side, side, 1)) + 0.1
-
-    @jit
-    @jax.jacrev
-    def jacobian(images):
-        return model.apply(variables, images).logits.sum((0, 3))[cell, cell]
-
-    sees = np.asarray(jacobian(images)).any((1, 4))  # (stride, H, W)
-    spans = [np.flatnonzero(see.any(axis))[[0, -1]] - margin for see in sees for axis in (0, 1)]
-    pixels = cell.repeat(2)
-    assert max(max(p - a, b - p) for p, (a, b) in zip(pixels, spans, strict=True)) == halo
-    assert (max(cell[0] - a for a, _ in spans), max(b - cell[-1] for _, b in spans)) == context
+    # Four levels: with fewer the margins are multiples of the stride, which hides how cells lie.
+    model = UNet(1, widths=(1,) * 4, padding=padding, norm="none", up=up)
+    _, minimum, stride, halo, context, margin = model.geometry
+    # Of positive weights, without biases: a black picture gives zero, and one white line in it
+    # shows all that it reaches, through every maximum, for nothing else is there.
+    variables = jax.tree.map(
+        lambda leaf: np.full(leaf.shape, (leaf.ndim > 1) / np.prod(leaf.shape[:-1]), np.float32),
+        shapes(model, minimum, minimum),
+    )
+    first = -(-halo // stride) * stride
+    lines, side = first + np.arange(stride), model.geometry.fit(2 * first + stride)
+    images = np.zeros((2, stride, side, side, 3), np.float32)
+    for i, line in enumerate(lines + max(margin, 0)):
+        images[0, i, line] = images[1, i, :, line] = 1
+    logits = logits_of(model, variables, images.reshape(-1, side, side, 3))
+    ahead = max(-margin, 0)
+    logits = np.asarray(logits).reshape(2, stride, *logits.shape[1:3])[:, :, ahead:, ahead:]
+    for seen in (logits[0].any(axis=2), logits[1].any(axis=1)):
+        which, pixels = np.nonzero(seen)
+        near, cells = lines[which], pixels // stride * stride
+        assert np.abs(near - pixels).max() == halo
+        assert ((cells - near).max(), (near - cells).max() - stride + 1) == context
 
 
 def test_reach_of_the_papers_network():
     assert UNet(2, padding="valid").geometry[3:] == (107, (92, 96), 92)
+    assert UNet(2, padding="full").geometry[3:] == (107, (92, 96), -4)
     assert UNet(2).geometry[3:] == (107, (94, 94), 0)
     assert UNet(2, up="bilinear_corners").geometry[3:] == (None, None, 0)
 
