@@ -46,28 +46,42 @@ class Axis(NamedTuple):
 class Plan(NamedTuple):
     """The tiles of a picture, for `stitch`.
 
+    stride: tiles lie at multiples of it where exact.
     exact: stitched logits are those of the whole picture; else windows are averaged.
     """
 
     rows: Axis
     columns: Axis
+    stride: int
     exact: bool
 
     def __str__(self) -> str:
-        def shift(axis: Axis) -> str:
-            return str(axis.starts[1] - axis.starts[0]) if len(axis.starts) > 1 else "-"
-
-        number = len(self.rows.starts) * len(self.columns.starts)
+        axes = self.rows, self.columns
+        # A tile between two others gives as much as it is moved by.
+        shifts = [axis.starts[1] if len(axis.starts) > 1 else None for axis in axes]
+        number = math.prod(len(axis.starts) for axis in axes)
         text = (
             f"{number} tiles of {self.rows.tile}×{self.columns.tile} pixels, moved by "
-            f"{shift(self.rows)} and {shift(self.columns)}: "
+            f"{shifts[0] or '-'} and {shifts[1] or '-'}: "
         )
-        if self.exact:
-            return text + "the logits are those of the whole picture"
-        return text + (
-            "averaged where they overlap. The network sees the whole picture at once, so this is "
-            "not what it would give for it"
-        )
+        if not self.exact:
+            return text + (
+                "averaged where they overlap. The network sees the whole picture at once, so this "
+                "is not what it would give for it"
+            )
+        text += "the logits are those of the whole picture"
+        given = [axis.tile - 2 * axis.pad[0] for axis in axes]
+        used = [shift or axis.size for shift, axis in zip(shifts, axes, strict=True)]
+        if any(shifts):
+            text += (
+                f". Of the {given[0]}×{given[1]} pixels that a tile gives {used[0]}×{used[1]} are "
+                "used, those that depend on nothing beyond it, in whole strides: tiles lie at "
+                f"multiples of {self.stride}"
+            )
+        times = number * math.prod(given) / (self.rows.size * self.columns.size)
+        if times > 4:
+            text += f". Each pixel is computed {times:.0f} times: a larger tile would cost less"
+        return text
 
 
 def plan(network: Network, size: tuple[int, int], tile: int) -> Plan:
@@ -87,7 +101,8 @@ def plan(network: Network, size: tuple[int, int], tile: int) -> Plan:
     """
     geometry = network.geometry
     axis = _windows if geometry.context is None else _exact
-    return Plan(axis(geometry, size[0], tile), axis(geometry, size[1], tile), axis is _exact)
+    rows, columns = (axis(geometry, side, tile) for side in size)
+    return Plan(rows, columns, geometry.stride, axis is _exact)
 
 
 def _exact(geometry: Any, size: int, tile: int) -> Axis:
@@ -169,7 +184,7 @@ def stitch(
         SegjaxError: the plan is of another size.
     """
     batch, *size, _ = images.shape
-    rows, columns, exact = plan
+    rows, columns, _, exact = plan
     if (rows.size, columns.size) != tuple(size):
         raise SegjaxError(
             f"The plan is for pictures of {rows.size}×{columns.size}, got {size[0]}×{size[1]}: "

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from segjax import tiles
 from segjax.errors import SegjaxError
-from segjax.models import FCN, Geometry, UNet, UNetPlusPlus
+from segjax.models import FCN, FCNAlexNet, FCNGoogLeNet, Geometry, UNet, UNetPlusPlus
 
 CLASSES = 2
 SMALL_FCN = partial(FCN, CLASSES, widths=(2, 2, 2, 2, 2), classifier_width=2)
@@ -27,63 +27,131 @@ NETWORKS = {
 each_network = pytest.mark.parametrize("name", NETWORKS)
 
 
+def draw_from(network, **fields):
+    """Networks, each field one of those named."""
+    return st.builds(
+        partial(network, CLASSES), **{k: st.sampled_from(v) for k, v in fields.items()}
+    )
+
+
+LEVELS = [(2, 3), (2, 3, 2), (2, 2, 3, 3)]
+UPS = ["upconv", "transposed", "bilinear", "nearest"]
+draw_u_net = partial(draw_from, UNet, widths=LEVELS, up=[*UPS, "released"])
+draw_fcn = partial(
+    draw_from,
+    FCN,
+    widths=[(2, 2, 2, 2, 2)],
+    stride=[32, 16, 8],
+    classifier_width=[2, None],
+    upsampling=["fixed", "learned", "bilinear", "nearest"],
+    fusion=["sum", "concat"],
+)
+U_NETS = {
+    "U-Net": draw_u_net(),
+    "U-Net of valid convolutions": draw_u_net(padding=["valid"], norm=["none"]),
+    "U-Net of full convolutions": draw_u_net(padding=["full"], norm=["none"]),
+    "U-Net++": draw_from(UNetPlusPlus, widths=LEVELS, up=UPS),
+}
+
+
 @cache
-def variables(name):
-    """Random all through, about as large behind a layer as before it."""
-    model = NETWORKS[name]
+def variables(model, *, signed):
+    """Random all through, about as large behind a layer as before it.
+
+    Where nothing is negative no ReLU shuts, and what lies far away counts.
+    """
     images = jnp.zeros((1, *[model.geometry.minimum] * 2, 1))
     rng = np.random.default_rng(0)
 
-    def draw(leaf):
+    def draw(path, leaf):
         spread = np.sqrt(2 / np.prod(leaf.shape[:-1])) if leaf.ndim > 1 else 0.3
-        return (spread * np.abs(rng.normal(size=leaf.shape))).astype(np.float32)
+        values = (spread * rng.normal(size=leaf.shape)).astype(np.float32)
+        return values if signed and path[-1].key not in ("scale", "var") else np.abs(values)
 
-    return jax.tree.map(draw, jax.eval_shape(model.init, jax.random.key(0), images))
-
-
-@cache
-def forward(name):
-    model = NETWORKS[name]
-    return jax.jit(lambda images: model.apply(variables(name), images).logits)
+    shapes = jax.eval_shape(model.init, jax.random.key(0), images)
+    return jax.tree_util.tree_map_with_path(draw, shapes)
 
 
-def whole(name, images):
+@partial(jax.jit, static_argnums=0, compiler_options={"xla_backend_optimization_level": 0})
+def logits(model, variables, images):
+    return model.apply(variables, images).logits
+
+
+def forward(model, *, signed=False):
+    return partial(logits, model, variables(model, signed=signed))
+
+
+def whole(network, forward, images):
     """The logits of the mirrored picture, cropped."""
-    geometry = NETWORKS[name].geometry
+    geometry = network.geometry
     margin, ahead = max(geometry.margin, 0), max(-geometry.margin, 0)
     _, height, width, _ = images.shape
     pads = [(margin, geometry.fit(side) - side - margin) for side in (height, width)]
     padded = np.pad(images, ((0, 0), *pads, (0, 0)), mode="reflect")
-    return np.asarray(forward(name)(padded))[:, ahead : ahead + height, ahead : ahead + width]
+    return np.asarray(forward(padded))[:, ahead : ahead + height, ahead : ahead + width]
 
 
 def pictures(*shape, seed=0):
     return np.random.default_rng(seed).normal(size=shape).astype(np.float32)
 
 
-def smallest_tile(name, side):
+def smallest_tile(model, side):
     """The least tile that `plan` takes for a side, as its error names it."""
     with pytest.raises(SegjaxError, match=r"Take \d+ or more") as error:
-        tiles.plan(NETWORKS[name], (side, side), 1)
+        tiles.plan(model, (side, side), 1)
     return int(str(error.value).split("Take ")[1].split()[0])
 
 
-@each_network
-@settings(max_examples=6, deadline=None, derandomize=True)
-@given(data=st.data())
-def test_stitched_is_whole(name, data):
-    """Random sizes, tiles and batches; few distinct sizes, as each compiles."""
-    fcn = "FCN" in name
-    sides = st.sampled_from((481, 530) if fcn else (61, 90, 130))
-    size = data.draw(sides), data.draw(sides)
-    least = max(smallest_tile(name, side) for side in size)
-    tile = data.draw(st.sampled_from([least, least + 9, least + 40]))
-    images = pictures(1 if fcn else 2, *size, 1)
-    plan = tiles.plan(NETWORKS[name], size, tile)
+def assert_stitched_is_whole(model, size, tile, *, signed, batch_size):
+    images, compute = pictures(1, *size, 1), forward(model, signed=signed)
+    plan = tiles.plan(model, size, tile)
     assert plan.exact and "those of the whole picture" in str(plan)
-    got = tiles.stitch(forward(name), images, plan, batch_size=data.draw(st.sampled_from([1, 3])))
-    want = whole(name, images)
+    assert len(plan.rows.starts) >= 3  # one is cut off on both sides
+    got = tiles.stitch(compute, images, plan, batch_size=batch_size)
+    want = whole(model, compute, images)
     np.testing.assert_allclose(got, want, rtol=0, atol=1e-5 * np.ptp(want))
+
+
+def check_any(data, family):
+    """Networks, weights, sizes, tiles and batches; at least three tiles along one axis."""
+    model = data.draw(family)
+    stride, reach = model.geometry.stride, sum(model.geometry.context)
+    rows = reach + data.draw(st.integers(6 * stride, 8 * stride))
+    columns = data.draw(st.integers(1, 2 * stride) | st.just(reach + 4 * stride + 1))
+    tile = smallest_tile(model, rows) + data.draw(st.sampled_from([0, stride // 2, stride]))
+    if columns > tile:
+        tile = max(tile, smallest_tile(model, columns))
+    signed, batch_size = data.draw(st.booleans()), data.draw(st.sampled_from([1, 3]))
+    assert_stitched_is_whole(model, (rows, columns), tile, signed=signed, batch_size=batch_size)
+
+
+@pytest.mark.parametrize("family", U_NETS.values(), ids=U_NETS)
+@settings(max_examples=7, deadline=None, derandomize=True)
+@given(data=st.data())
+def test_stitched_is_whole(family, data):
+    check_any(data, family)
+
+
+@pytest.mark.parametrize("padding", ["authors", "same"])
+@settings(max_examples=4, deadline=None, derandomize=True)
+@given(data=st.data())
+def test_stitched_is_whole_of_fcn(padding, data):
+    check_any(data, draw_fcn(padding=[padding]))
+
+
+@pytest.mark.parametrize(
+    "model, rows",
+    [
+        (FCNAlexNet(CLASSES, widths=(2,) * 5, classifier_width=2), 560),
+        (FCNGoogLeNet(CLASSES, stem=(2, 2, 2), widths=((2,) * 6,) * 9), 930),
+        (UNet(CLASSES, widths=(2,) * 5, padding="valid", norm="none"), 300),
+    ],
+    ids=["AlexNet", "GoogLeNet", "U-Net"],
+)
+@pytest.mark.parametrize("signed", [False, True])
+def test_stitched_is_whole_of_deep_networks(model, rows, signed):
+    tile = smallest_tile(model, rows)
+    assert_stitched_is_whole(model, (rows, 33), tile, signed=signed, batch_size=2)
 
 
 @pytest.mark.parametrize(
@@ -95,11 +163,12 @@ def test_stitched_is_whole(name, data):
 )
 def test_a_smaller_context_or_an_unaligned_tile_is_not_exact(name, tile, wrong):
     geometry, images = NETWORKS[name].geometry, pictures(1, 130, 130, 1)
-    want = whole(name, images)
+    compute = forward(NETWORKS[name])
+    want = whole(NETWORKS[name], compute, images)
 
     def error(geometry):
         plan = tiles.plan(SimpleNamespace(geometry=geometry), (130, 130), tile)
-        got = tiles.stitch(forward(name), images, plan, batch_size=4)
+        got = tiles.stitch(compute, images, plan, batch_size=4)
         return np.abs(got - want).max() / np.ptp(want)
 
     assert error(geometry) < 1e-5
@@ -113,7 +182,19 @@ def test_u_nets_own_tiles_are_corrected_to_multiples_of_the_stride():
     assert plan.rows.tile == 572 and plan.rows.starts == (0, 384, 640)
     assert plan.rows.kept == ((0, 384), (384, 768), (768, 1024))
     assert plan.columns.starts == (0,) and plan.columns.pad == (92, 92)
-    assert str(plan).startswith("3 tiles of 572×572 pixels, moved by 384 and -: ")
+    assert str(plan) == (
+        "3 tiles of 572×572 pixels, moved by 384 and -: the logits are those of the whole picture. "
+        "Of the 388×388 pixels that a tile gives 384×388 are used, those that depend on nothing "
+        "beyond it, in whole strides: tiles lie at multiples of 16"
+    )
+
+
+def test_a_plan_that_computes_most_of_it_again_says_so():
+    said = str(tiles.plan(FCN(2), (1024, 2048), 512))
+    assert said.startswith("225 tiles of 512×512 pixels") and " gives 64×64 are used" in said
+    assert said.endswith(". Each pixel is computed 28 times: a larger tile would cost less")
+    assert "times" not in str(tiles.plan(UNet(2), (1024, 2048), 512))
+    assert str(tiles.plan(UNet(2), (512, 300), 512)).endswith("those of the whole picture")
 
 
 @pytest.mark.parametrize("tile, side", [(512, 508), (571, 556), (572, 572), (573, 572)])
