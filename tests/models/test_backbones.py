@@ -296,14 +296,29 @@ def test_equals_pytorch(torch, model, network, crop, height, width):
     jax.tree.map(lambda a, b: assert_close(a, b.grad), gradients, their_params)
 
 
-@pytest.mark.parametrize("network", [SmallAlexNet, partial(SmallGoogLeNet, **TORCHVISION)])
-def test_bfloat16_stays_near_float32(network):
-    model, narrow = network(), network(dtype=jnp.bfloat16)
+@pytest.mark.parametrize("network", [SmallAlexNet, SmallGoogLeNet], ids=["AlexNet", "GoogLeNet"])
+def test_no_parameter_of_torchvisions_is_dead(network):
+    model = network(**TORCHVISION)
+    variables, images = random_variables(model), 100 * normal(2, 40, 33, 3)
+    noise = normal(2, 40, 33, 3, seed=2)
+
+    @jit
+    @jax.grad
+    def gradients(params):
+        return (model.apply({**variables, "params": params}, images).logits * noise).sum()
+
+    for path, leaf in jax.tree_util.tree_leaves_with_path(gradients(variables["params"])):
+        assert np.abs(leaf).max() > 1e-6, jax.tree_util.keystr(path)
+
+
+@pytest.mark.parametrize("fields", [{}, TORCHVISION], ids=["caffe", "torchvision"])
+@pytest.mark.parametrize("network", [SmallAlexNet, SmallGoogLeNet], ids=["AlexNet", "GoogLeNet"])
+def test_bfloat16_stays_near_float32(network, fields):
+    model, narrow = network(**fields), network(dtype=jnp.bfloat16, **fields)
     variables, images = random_variables(model), 100 * normal(2, 40, 33, 3)
     got, want = (jit(m.apply)(variables, images).logits for m in (narrow, model))
     assert got.dtype == jnp.float32
     error = np.abs(got - want).max() / np.abs(want).max()
-    print(error)
     assert 0 < error < 0.03
 
 

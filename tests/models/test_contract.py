@@ -219,3 +219,32 @@ def test_evaluation_is_pure(network, fields):
     others = images.copy()
     others[1:] = 7
     jax.tree.map(lambda a, b: assert_close(a[0], b[0]), apply(variables, others), output)
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        FCN(9, widths=(16,) * 5, classifier_width=32, padding="same"),
+        FCNAlexNet(9, widths=(16,) * 5, classifier_width=32),
+        FCNGoogLeNet(9, stem=(16,) * 3, widths=((16,) * 6,) * 9),
+        FCNGoogLeNet(9, stem=(16,) * 3, widths=((16,) * 6,) * 9, variant="torchvision"),
+        UNet(16, widths=(16, 32), norm="none"),
+        UNetPlusPlus(16, widths=(16, 32), norm="none"),
+    ],
+    ids=lambda model: type(model).__name__,
+)
+def test_convolutions_start_as_he_and_scores_at_zero(model):
+    """N(0, √(2 / fan in)); an output of a 2×2 up-convolution sees one pixel of its input."""
+    init = jax.jit(model.init, compiler_options={"xla_backend_optimization_level": 0})
+    key = jax.random.key(0, impl="rbg")  # compiles in a third of the time
+    params = init(key, jnp.zeros((1, 32, 32, 3)))["params"]
+    for path, leaf in jax.tree_util.tree_leaves_with_path(params):
+        names = [entry.key for entry in path]
+        if names[-1] == "scale":
+            continue
+        want = 0.0
+        if names[-1] == "kernel" and not names[0].startswith("score"):
+            up = names[0].startswith("up") and len(names) == 2
+            want = np.sqrt(2 / np.prod(leaf.shape[2 * up : -1]))
+        assert np.std(leaf) == pytest.approx(want, rel=0.15), names
+        assert abs(np.mean(leaf)) <= 0.2 * want, names

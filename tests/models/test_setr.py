@@ -97,6 +97,54 @@ def test_geometry_and_sizes(model):
     assert len(output.auxiliary) == len(heads)
 
 
+def sides(model, names):
+    """Side and channels of what the named layers give for the paper's 512 pixels."""
+
+    def forward(images):
+        return model.init_with_output(jax.random.key(0), images, capture_intermediates=True)
+
+    output, variables = jax.eval_shape(forward, jax.ShapeDtypeStruct((1, 512, 512, 3), jnp.float32))
+    assert output.logits.shape == (1, 512, 512, 150)
+    found = []
+    for name in names:
+        layer = variables["intermediates"]
+        for part in name.split("/"):
+            layer = layer[part]
+        _, height, width, channels = layer["__call__"][0].shape
+        assert height == width
+        found.append((height, channels))
+    return found
+
+
+def test_stages_of_pup():
+    """Each of four convolutions before an enlargement by 2, the classifier before the last one."""
+    stages = [f"head/conv_{i}" for i in range(4)]
+    auxiliary = ["auxiliary_3/conv_0", "auxiliary_3/logits", "auxiliary_3"]
+    got = sides(SETRPUP(150, grid=(32, 32)), [*stages, "head/logits", "head", *auxiliary])
+    assert got[:6] == [(32, 256), (64, 256), (128, 256), (256, 256), (256, 150), (512, 150)]
+    assert got[6:] == [(32, 256), (32, 150), (128, 150)]
+
+
+def test_stages_of_mla():
+    names = ["project_3", "mix_0", "stream_0_0", "stream_3_1", "auxiliary_0", "logits"]
+    want = [(32, 256), (32, 256), (32, 128), (32, 128), (32, 150), (128, 150)]
+    assert sides(SETRMLA(150, grid=(32, 32)), names) == want
+
+
+@each
+def test_a_pixel_sees_the_whole_picture(model):
+    """Halo None: the logits of one corner depend on the pixel in the other."""
+    assert model.geometry.halo is None
+    variables, images = random_variables(model), normal(1, 16, 24, 3)
+
+    @jit
+    @jax.grad
+    def gradient(images):
+        return model.apply(variables, images).logits[0, 0, 0].sum()
+
+    assert np.abs(gradient(images)[0, -1, -1]).max() > 0
+
+
 @each
 def test_no_parameter_is_dead_and_heads_keep_apart(model):
     variables, images = random_variables(model), normal(2, 8, 12, 3)

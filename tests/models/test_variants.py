@@ -1,5 +1,9 @@
 """The table of networks: the papers' counts, each at the size that its paper gives it."""
 
+import os
+import subprocess
+import sys
+
 import jax
 import jax.numpy as jnp
 import pytest
@@ -43,14 +47,16 @@ def test_parameters_and_sizes(name):
     assert output.logits.shape == (1, out, out, network.num_classes)
 
 
-def test_the_table_names_all(monkeypatch, capsys):
-    monkeypatch.setenv("COLUMNS", "120")
-    small = ("U-Net++ L1", "SETR-MLA-Base")
-    monkeypatch.setattr(verbs, "VARIANTS", {name: VARIANTS[name] for name in small})
-    verbs.models()
-    told = capsys.readouterr().out
-    assert "100,961" in told and "│    9 │" in told
-    assert "92,204,526" in told and "│  all │" in told
+def test_the_command_prints_all_of_them():
+    command = [sys.executable, "-m", "segjax", "models"]
+    environment = {**os.environ, "COLUMNS": "120", "JAX_PLATFORMS": "cpu"}
+    told = subprocess.check_output(command, env=environment, text=True)
+    cells = [line.strip("│").split("│") for line in told.splitlines() if line.startswith("│")]
+    rows = {name.strip(): [cell.strip() for cell in rest] for name, *rest in cells}
+    assert {name: int(row[2].replace(",", "")) for name, row in rows.items()} == PARAMETERS
+    assert rows["FCN-8s"] == ["21", "500×500×3", "134,362,751", "359.2", "32", "245"]
+    assert rows["SETR-MLA-Base"][-1] == "all"
+    assert "two for each multiplication" in told and "305.67 M" in told
 
 
 def test_flops_are_two_for_each_multiplication_and_addition():
@@ -62,3 +68,19 @@ def test_flops_are_two_for_each_multiplication_and_addition():
     low = 9 * (32 * 64 + 64 * 64) + 64 * 4 * 32
     by_hand = 2 * (96**2 * top + 48**2 * low)
     assert verbs._flops(network, variables, images) == pytest.approx(0.99 * by_hand, rel=0.01)
+
+
+def test_flops_of_a_network_that_scans_its_blocks():
+    """SETR-Naive-Base by hand: twelve blocks of 1025 tokens, patches, head, enlargement.
+
+    Layer norms, softmax and GELU are the rest, 2 %.
+    """
+    network, side, _ = VARIANTS["SETR-Naive-Base"]
+    images = jax.ShapeDtypeStruct((1, side, side, 3), jnp.float32)
+    variables = jax.eval_shape(network.init, jax.random.key(0), images)
+    tokens, patches, width = 1025, 32**2, 768
+    block = tokens * 12 * width**2 + 2 * tokens**2 * width
+    head = patches * (256 * width + 150 * 256) + 150 * (512 * 32 * 32 + 512 * 512 * 32)
+    by_hand = 2 * (12 * block + patches * 16**2 * 3 * width + head)
+    assert network.scan
+    assert verbs._flops(network, variables, images) == pytest.approx(1.02 * by_hand, rel=0.01)
