@@ -227,7 +227,6 @@ def test_evaluation_is_pure(network, fields):
         FCN(9, widths=(16,) * 5, classifier_width=32, padding="same"),
         FCNAlexNet(9, widths=(16,) * 5, classifier_width=32),
         FCNGoogLeNet(9, stem=(16,) * 3, widths=((16,) * 6,) * 9),
-        FCNGoogLeNet(9, stem=(16,) * 3, widths=((16,) * 6,) * 9, variant="torchvision"),
         UNet(16, widths=(16, 32), norm="none"),
         UNetPlusPlus(16, widths=(16, 32), norm="none"),
     ],
