@@ -263,7 +263,7 @@ def test_show_augment_of_a_script_by_module(tmp_path):
 
 
 def test_a_stage_starts_from_the_run_before_it(folder, tmp_path, capsys):
-    """FCN-16s from 32s: all of its weights, and a score of pool4 that starts at zero."""
+    """FCN-16s from 32s, 8s from 16s: all weights, and a further score that starts at zero."""
     data = ("--data", folder, "--batch-size", 8)
 
     def stage(stride, *more):
@@ -271,14 +271,17 @@ def test_a_stage_starts_from_the_run_before_it(folder, tmp_path, capsys):
         run("fcn8s_camvid", "train", "--run", tmp_path / str(stride), *arguments)
         return state_of(tmp_path / str(stride))[1]["params"]
 
-    first = stage(32)
-    # At a learning rate of 0 what is saved is what it began with.
-    second = stage(16, "--start-from", tmp_path / "32", "--learning-rate", 0)
-    told = " ".join(capsys.readouterr().out.split())
-    assert "step 1: 32 of 34 arrays; at first values: params/score_pool4/bias" in told
-    score = second.pop("score_pool4")
-    assert not score["kernel"].any()
-    jax.tree.map(np.testing.assert_array_equal, second, first)
+    before = stage(32)
+    for stride, score, arrays in ((16, "score_pool4", 32), (8, "score_pool3", 34)):
+        # At a learning rate of 0 what is saved is what it began with.
+        params = stage(stride, "--start-from", tmp_path / str(2 * stride), "--learning-rate", 0)
+        told = " ".join(capsys.readouterr().out.split())
+        begun = f"step 1: {arrays} of {arrays + 2} arrays; at first values: params/{score}/bias"
+        assert begun in told
+        assert not params[score]["kernel"].any()
+        others = {name: layer for name, layer in params.items() if name != score}
+        jax.tree.map(np.testing.assert_array_equal, others, before)
+        before = params
 
 
 def narrow_vgg16():
