@@ -318,7 +318,7 @@ def test_the_audit_of_a_script_by_python_m(data, tmp_path):
     (data / "masks/val/0.png").write_text("")
     ran = subprocess.run([*command, data, "--out", tmp_path], capture_output=True, text=True)
     assert ran.returncode == 1, ran.stderr
-    assert "masks/val/0.png: not a picture" in ran.stdout
+    assert "masks/val/0.png: an empty file" in ran.stdout
 
 
 def test_training_skips_what_is_broken_only_when_asked(data, tmp_path, capsys):
