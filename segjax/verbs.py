@@ -203,6 +203,8 @@ def audit(
             f"{source}: a run folder and a --layout know their pictures and masks. Drop --classes, "
             "--channels, --ranges, --values and --instances; and --layout for a run folder."
         )
+    if data and not is_run:
+        raise SegjaxError(f"{source} is no run folder, whose data may have moved; drop --data.")
     sources: dict[str, pipeline.Source]
     if is_run:
         held_out = Run(source).rebuild("source")

@@ -266,6 +266,7 @@ def test_the_audit_of_a_folder_of_instances(tmp_path):
 def test_what_describes_a_folder_is_refused_elsewhere(tmp_path, options, capsys):
     told = stopped(capsys, tmp_path, "--layout", "voc", *options, verb=audit).err
     assert "--layout know their pictures" in told
+    assert "no run folder" in stopped(capsys, tmp_path, "--data", tmp_path, verb=audit).err
     (tmp_path / "recipe.json").write_text("{}")
     for given in (options, ["--layout", "voc"]):
         assert "a run folder and" in stopped(capsys, tmp_path, *given, verb=audit).err
