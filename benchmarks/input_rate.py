@@ -24,28 +24,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
+from drawn import draw
 
-SIZE = (375, 500)
 CROP = (256, 256)
-
-
-def draw(folder: Path, count: int) -> None:
-    """Pictures and masks in VOC's layout, whose files are about as large as VOC's."""
-    rng = np.random.default_rng(0)
-    for name in ("JPEGImages", "SegmentationClass", "ImageSets/Segmentation"):
-        (folder / name).mkdir(parents=True)
-    for i in range(count):
-        coarse = rng.integers(0, 256, (47, 63, 3), np.uint8)
-        smooth = Image.fromarray(coarse).resize(SIZE[::-1], Image.Resampling.BICUBIC)
-        noise = rng.normal(0, 25, (*SIZE, 3))
-        picture = np.clip(np.asarray(smooth) + noise, 0, 255).astype(np.uint8)
-        Image.fromarray(picture).save(folder / f"JPEGImages/{i:04}.jpg", quality=85)
-        blobs = Image.fromarray(rng.integers(0, 21, (6, 8), np.uint8))
-        mask = blobs.resize(SIZE[::-1], Image.Resampling.NEAREST).convert("P")
-        mask.save(folder / f"SegmentationClass/{i:04}.png")
-    names = "\n".join(f"{i:04}" for i in range(count))
-    (folder / "ImageSets/Segmentation/train.txt").write_text(names + "\n")
 
 
 def array_record(folder: Path, data_dir: Path) -> Any:

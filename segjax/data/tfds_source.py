@@ -174,7 +174,9 @@ class TFDS:
         encoded = dict.fromkeys(pictures, tfds.decode.SkipDecoding())
         try:
             return builder.as_data_source(split=self.split, decoders=encoded)
-        except NotImplementedError:  # tfds's word for files other than ArrayRecord
+        # So tfds documents it where none of the formats that lie there, which it alone looks up,
+        # can be read at any place; the names of its formats are not for us to compare.
+        except NotImplementedError:
             raise SegjaxError(
                 f"{builder.data_dir}: prepared as {builder.info.file_format.value}, which is not "
                 f"read in any order. Delete it and prepare it by {self._command()}"

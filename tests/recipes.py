@@ -1,0 +1,68 @@
+"""Recipes run small, in this process: what their tests share."""
+
+import importlib.util
+import sys
+import warnings
+from pathlib import Path
+
+import pytest
+
+from segjax import experiment
+from segjax.checkpoint import Checkpoints
+
+EXPERIMENTS = Path(__file__).parents[1] / "experiments"
+sys.path.insert(0, str(EXPERIMENTS))  # as for a script that is run; some share what camvid.py has
+SCRIPTS = sorted(path for path in EXPERIMENTS.glob("*.py") if "main(" in path.read_text())
+SMALL = {
+    "unet_shapes": "--canvas 32 32 --crop 32 32 --widths 4 8 --pictures 40 --held-out 9",
+    "fcn8s_shapes": "--canvas 32 32 --crop 32 32 --widths 4 4 4 8 8 --classifier-width 8 "
+    "--pictures 40 --held-out 9",
+    "unet_isbi": "--canvas 40 44 --crop 32 32 --widths 4 8 --held-out 2",
+    "unet_camvid": "--canvas 40 44 --crop 32 32 --widths 4 8",
+    "fcn8s_camvid": "--canvas 40 44 --crop 32 32 --widths 4 4 4 8 8 --classifier-width 8",
+    "setr_pup_camvid": "--canvas 40 44 --crop 32 32 --width 8 --depth 2 --heads 2 "
+    "--decoder-channels 4 --auxiliary-taps 0 1",
+    "unet_dsb2018": "--canvas 40 44 --crop 32 32 --widths 4 8",
+    "unetplusplus_dsb2018": "--canvas 40 44 --crop 32 32 --widths 4 8",
+}
+SMALL["fcn8s_voc"] = SMALL["fcn8s_camvid"] + " --buckets 40 44 48 48"
+SMALL["ablation_fusion_camvid"] = SMALL["fcn8s_camvid"] + " --fusion concat"
+SMALL["ablation_upsampling_camvid"] = SMALL["fcn8s_camvid"] + " --upsampling learned"
+
+
+def recipe_of(name):
+    """The Recipe class of a script in experiments/."""
+    spec = importlib.util.spec_from_file_location(name, EXPERIMENTS / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module  # where dataclasses and inspect look a class up
+    spec.loader.exec_module(module)
+    (found,) = [
+        x
+        for x in vars(module).values()
+        if isinstance(x, type) and issubclass(x, experiment.Recipe) and x.__module__ == name
+    ]
+    return found
+
+
+def run(name, *arguments, fails=None, capsys=None):
+    """One command in this process; where it `fails`, the text it prints to stderr."""
+    if not fails:
+        experiment.main(recipe_of(name), [str(a) for a in arguments])
+        return ""
+    with pytest.raises(SystemExit) as stopped:
+        experiment.main(recipe_of(name), [str(a) for a in arguments])
+    assert stopped.value.code == 2
+    told = capsys.readouterr().err
+    assert "Traceback" not in told
+    return told
+
+
+def small(name, *more):
+    return ["--batch-size", 8, "--steps", 4, "--evaluate-every", 2, *SMALL[name].split(), *more]
+
+
+def state_of(home):
+    """The step and the arrays of a run's newest checkpoint."""
+    with Checkpoints(home / "checkpoints") as checkpoints, warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # Orbax: no shardings are given
+        return checkpoints.newest, checkpoints._manager.restore(checkpoints.newest)
