@@ -33,7 +33,6 @@ from segjax.models.variants import VARIANTS
 from segjax.run import Run, write_whole
 
 Which = Literal["best", "newest"]
-Layout = Literal["voc", "cityscapes", "ade20k", "camvid", "isbi"]
 SHEET_ROWS = 6  # pictures on a preview sheet
 
 
@@ -168,7 +167,7 @@ def predict(
 def audit(
     source: Path,
     *,
-    layout: Layout | None = None,
+    layout: layouts.Layout | None = None,
     classes: int | None = None,
     channels: int = 3,
     ranges: Ranges = (),
@@ -210,7 +209,7 @@ def audit(
         held_out = Run(source).rebuild("source")
         sources = {"val": _moved(held_out, data) if data else held_out}
     elif layout:
-        sources = _handed_out(source, layout)
+        sources = dict(layouts.splits(source, layout))
     else:
         names = tuple(map(str, range(classes or (2 if instances else 255))))
         whole = Folder(
@@ -225,20 +224,6 @@ def audit(
         sources = {split: dataclasses.replace(whole, split=split) for split in _splits(source)}
         sources = sources or {source.name: whole}
     audit_sources(sources, out)
-
-
-def _handed_out(root: Path, layout: Layout) -> dict[str, pipeline.Source]:
-    """The splits with masks that are there; if none is, all, whose first use tells what is not."""
-    if layout == "isbi":
-        return {"train": layouts.isbi(root)}
-    make, place, names = {
-        "voc": (layouts.voc, "ImageSets/Segmentation/{}.txt", ("train", "val")),
-        "cityscapes": (layouts.cityscapes, "leftImg8bit/{}", ("train", "val")),
-        "ade20k": (layouts.ade20k, "images/{}", ("training", "validation")),
-        "camvid": (layouts.camvid, "{}", ("train", "val", "test")),
-    }[layout]
-    there = [name for name in names if (root / place.format(name)).exists()]
-    return {name: make(root, name) for name in there or names}
 
 
 def _splits(root: Path) -> list[str]:

@@ -257,10 +257,8 @@ def audit(sources: Mapping[str, Source], track: Track = lambda items, name, tota
 
 
 def _speaks_of_ignore(source: Source) -> bool:
-    """Whether the innermost source's `values` name 255, on either side: then it is meant so."""
-    while hasattr(source, "source"):
-        source = source.source
-    return any(IGNORE in pair for pair in getattr(source, "values", ()))
+    """Whether the source of files has `values` that name 255, on either side: it is meant so."""
+    return any(IGNORE in pair for pair in getattr(bare(source), "values", ()))
 
 
 class _Seen(NamedTuple):

@@ -10,6 +10,8 @@ from segjax.data import labels
 from segjax.data.folder import Folder
 from segjax.data.pictures import IGNORE
 
+Layout = Literal["voc", "cityscapes", "ade20k", "camvid", "isbi"]
+
 
 def voc(root: Path, split: str = "train") -> Folder:
     """PASCAL VOC, 21 classes; root is `VOCdevkit/VOC2012`.
@@ -128,3 +130,24 @@ def isbi(root: Path, part: tuple[int | None, int | None] = (None, None)) -> Fold
         images="train-volume.tif",
         masks="train-labels.tif",
     )
+
+
+def splits(root: Path, layout: Layout) -> dict[str, Folder]:
+    """The splits with masks that are there, by name; if none is, all: their first use tells so.
+
+    Of voc train and val alone, for the other lists hold the same pictures.
+
+    Args:
+        root: the folder.
+        layout: the name of the function above that reads it.
+    """
+    if layout == "isbi":
+        return {"train": isbi(root)}
+    make, place, names = {
+        "voc": (voc, "ImageSets/Segmentation/{}.txt", ("train", "val")),
+        "cityscapes": (cityscapes, "leftImg8bit/{}", ("train", "val")),
+        "ade20k": (ade20k, "images/{}", ("training", "validation")),
+        "camvid": (camvid, "{}", ("train", "val", "test")),
+    }[layout]
+    there = [name for name in names if (root / place.format(name)).exists()]
+    return {name: make(root, name) for name in there or names}

@@ -55,6 +55,11 @@ class Without(Wrapper):
         return self.source.ranges
 
     @property
+    def values(self) -> tuple[tuple[int, int], ...]:
+        """The source's, if it has any."""
+        return self.source.values
+
+    @property
     def pairs(self) -> list[Any]:
         """Those of the source's pairs of files that are left, if it has any."""
         pairs = self.source.pairs
