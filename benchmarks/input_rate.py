@@ -126,10 +126,10 @@ def measure_augmentation(folder: Path, scratch: Path, seconds: float) -> None:
 def measure_training(folder: Path, scratch: Path, steps: int) -> None:
     import jax
 
-    from segjax import losses, optimizers, sharding
     from segjax.data import augment, layouts, pipeline
     from segjax.models import UNet
-    from segjax.train import fit, make_state, make_train_step
+    from segjax.training import losses, optimizers, sharding
+    from segjax.training.train import fit, make_state, make_train_step
 
     source, mesh = layouts.voc(folder), sharding.make_mesh()
     crop = partial(augment.random_scale_crop, size=CROP)

@@ -47,11 +47,11 @@ import torch_networks
 from flax import linen as nn
 from torch.nn import functional as F
 
-from segjax.losses import cross_entropy
 from segjax.models import FCN, SETRPUP, UNet, UNetPlusPlus
 from segjax.models.layers import Output
-from segjax.optimizers import constant, sgd
-from segjax.train import make_state, make_train_step
+from segjax.training.losses import cross_entropy
+from segjax.training.optimizers import constant, sgd
+from segjax.training.train import make_state, make_train_step
 from segjax.weights import Table, fill, pytorch_fcn, setr, unet, unetplusplus
 from segjax.weights.table import Tensors, torch_conv
 

@@ -5,8 +5,8 @@ from typing import Literal
 
 from fcn8s_camvid import FCN8sCamVid
 
-from segjax.experiment import main
 from segjax.models import FCN
+from segjax.recipe import main
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,7 +9,7 @@ import jax
 from segjax.data.augment import Example, compose, random_flip, random_scale_crop
 from segjax.data.folder import Folder
 from segjax.data.labels import CAMVID_CLASSES, CAMVID_PALETTE
-from segjax.experiment import Recipe, Split
+from segjax.recipe import Recipe, Split
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from segjax.data.folder import Folder
 from segjax.data.pipeline import Source
-from segjax.experiment import Recipe, Split
+from segjax.recipe import Recipe, Split
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -7,8 +7,8 @@ from camvid import CamVid
 from vgg16 import FromVGG16
 
 from segjax.data.labels import CAMVID_CLASSES
-from segjax.experiment import main
 from segjax.models import FCN
+from segjax.recipe import main
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -6,8 +6,8 @@ import jax
 
 from segjax.data.augment import Example, random_flip
 from segjax.data.shapes import CLASSES, Shapes
-from segjax.experiment import Recipe, Split, main
 from segjax.models import FCN
+from segjax.recipe import Recipe, Split, main
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,12 +9,12 @@ import jax
 import optax
 from vgg16 import FromVGG16
 
-from segjax import optimizers
 from segjax.data.augment import Example, compose, random_flip, random_scale_crop
 from segjax.data.labels import VOC_CLASSES, voc_palette
 from segjax.data.tfds_source import TFDS
-from segjax.experiment import Recipe, Split, main
 from segjax.models import FCN
+from segjax.recipe import Recipe, Split, main
+from segjax.training import optimizers
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -6,12 +6,12 @@ from functools import partial
 import jax
 from camvid import CamVid
 
-from segjax import losses
 from segjax.data.augment import Example, compose, random_flip, random_scale_crop
 from segjax.data.colour import random_photometric
 from segjax.data.labels import CAMVID_CLASSES
-from segjax.experiment import main
 from segjax.models import SETRPUP, Output
+from segjax.recipe import main
+from segjax.training import losses
 
 
 @dataclass(frozen=True, kw_only=True)

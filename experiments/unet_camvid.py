@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from camvid import CamVid
 
 from segjax.data.labels import CAMVID_CLASSES
-from segjax.experiment import main
 from segjax.models import UNet
+from segjax.recipe import main
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -17,8 +17,8 @@ from segjax.data.augment import (
 from segjax.data.colour import random_grey_values
 from segjax.data.pipeline import Source
 from segjax.data.weight_map import Weighted
-from segjax.experiment import Split, main
 from segjax.models import UNet
+from segjax.recipe import Split, main
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -18,8 +18,8 @@ from segjax.data.colour import random_grey_values
 from segjax.data.folder import Folder
 from segjax.data.pipeline import Source
 from segjax.data.weight_map import Weighted
-from segjax.experiment import Recipe, Split, main
 from segjax.models import UNet
+from segjax.recipe import Recipe, Split, main
 
 
 @dataclass(frozen=True, kw_only=True)

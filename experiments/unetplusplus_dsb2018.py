@@ -6,10 +6,10 @@ from functools import partial
 import jax
 from dsb2018 import DSB2018
 
-from segjax import losses
 from segjax.data.augment import Example, compose, random_flip, random_scale_crop
-from segjax.experiment import main
 from segjax.models import Output, UNetPlusPlus
+from segjax.recipe import main
+from segjax.training import losses
 
 
 @dataclass(frozen=True, kw_only=True)

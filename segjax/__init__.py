@@ -1,7 +1,8 @@
 """Semantic segmentation in JAX: networks equal to their papers, and what is needed to train them.
 
-Everything in this package is a leaf that takes what it needs as arguments; things meet in
-`segjax.experiment` and in the scripts of `experiments/`. This file imports nothing of it.
+Its packages are shelves of leaves that take what they need as arguments; things meet in
+`segjax.commands`, `segjax.recipe` and the scripts of `experiments/`. This file imports nothing of
+them.
 """
 
 import os

@@ -9,10 +9,13 @@ from pathlib import Path
 
 import tyro
 
-from segjax.command import command
+from segjax.commands.audit import audit
+from segjax.commands.command import command
+from segjax.commands.evaluate import evaluate
+from segjax.commands.models import models
+from segjax.commands.predict import predict
+from segjax.commands.prepare import prepare
 from segjax.errors import SegjaxError
-from segjax.prepare import prepare
-from segjax.verbs import audit, evaluate, models, predict
 
 
 def _run(recipe: Path, verb: str) -> None:

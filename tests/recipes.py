@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from segjax import experiment
-from segjax.checkpoint import Checkpoints
+from segjax.recipe import Recipe, main
+from segjax.training.checkpoint import Checkpoints
 
 EXPERIMENTS = Path(__file__).parents[1] / "experiments"
 sys.path.insert(0, str(EXPERIMENTS))  # as for a script that is run; some share what camvid.py has
@@ -39,7 +39,7 @@ def recipe_of(name):
     (found,) = [
         x
         for x in vars(module).values()
-        if isinstance(x, type) and issubclass(x, experiment.Recipe) and x.__module__ == name
+        if isinstance(x, type) and issubclass(x, Recipe) and x.__module__ == name
     ]
     return found
 
@@ -47,10 +47,10 @@ def recipe_of(name):
 def run(name, *arguments, fails=None, capsys=None):
     """One command in this process; where it `fails`, the text it prints to stderr."""
     if not fails:
-        experiment.main(recipe_of(name), [str(a) for a in arguments])
+        main(recipe_of(name), [str(a) for a in arguments])
         return ""
     with pytest.raises(SystemExit) as stopped:
-        experiment.main(recipe_of(name), [str(a) for a in arguments])
+        main(recipe_of(name), [str(a) for a in arguments])
     assert stopped.value.code == 2
     told = capsys.readouterr().err
     assert "Traceback" not in told

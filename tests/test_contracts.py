@@ -23,10 +23,11 @@ from PIL import Image
 
 import segjax
 import segjax.data
-from segjax import losses, metrics, sharding
 from segjax.data import augment, colour
 from segjax.data.augment import Example
 from segjax.data.folder import Folder
+from segjax.evaluation import metrics
+from segjax.training import losses, sharding
 
 
 def own(module, kind):

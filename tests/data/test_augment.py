@@ -13,7 +13,6 @@ from hypothesis.extra import numpy as arrays
 from PIL import Image
 from scipy import ndimage
 
-from segjax import sharding
 from segjax.data.augment import (
     Example,
     Normalise,
@@ -34,6 +33,7 @@ from segjax.data.augment import (
 )
 from segjax.data.colour import random_grey_values, random_photometric
 from segjax.errors import SegjaxError
+from segjax.training import sharding
 
 HEIGHT, WIDTH = 6, 7
 # Every pixel of the picture has a value of its own in its first channel.

@@ -8,9 +8,10 @@ import jax
 import numpy as np
 import pytest
 
-from segjax import metrics, sharding
 from segjax.data.pipeline import evaluation_batches, pad_to_canvas, train_batches
 from segjax.errors import SegjaxError
+from segjax.evaluation import metrics
+from segjax.training import sharding
 
 CANVAS = (3, 4)
 BROKEN = "images/cat.png: cannot be read as a picture: truncated. Get the file again."

@@ -11,12 +11,12 @@ import pytest
 import tensorflow_datasets as tfds
 from PIL import Image
 
+from segjax.commands.run import Run, start_run
 from segjax.data import cache, layouts, tfds_source
 from segjax.data.labels import voc_palette
 from segjax.data.pipeline import evaluation_batches
 from segjax.data.tfds_source import TFDS
 from segjax.errors import SegjaxError
-from segjax.run import Run, start_run
 
 # as oxford_iiit_pet's: 1 pet, 2 background, 3 border
 TRIMAP = ((1, 1), (2, 0), (3, 255))

@@ -20,12 +20,12 @@ import pytest
 from PIL import Image
 from scipy.io import savemat
 
-from segjax.command import command
+from segjax.commands.command import command
+from segjax.commands.prepare import prepare
 from segjax.data import voc
 from segjax.data.labels import VOC_CLASSES, voc_palette
 from segjax.data.tfds_source import TFDS
 from segjax.errors import SegjaxError
-from segjax.prepare import prepare
 
 TRAIN, VAL, TEST = ["2007_01", "2007_02"], ["2008_01", "2008_02", "2008_03"], ["2009_01"]
 # SBD's own lists overlap with both of VOC's

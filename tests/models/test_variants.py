@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from segjax import verbs
+from segjax.commands import models
 from segjax.models.variants import VARIANTS
 
 PARAMETERS = {
@@ -67,7 +67,7 @@ def test_flops_are_two_for_each_multiplication_and_addition():
     top = 9 * (1 * 32 + 32 * 32) + 9 * (64 * 32 + 32 * 32) + 32
     low = 9 * (32 * 64 + 64 * 64) + 64 * 4 * 32
     by_hand = 2 * (96**2 * top + 48**2 * low)
-    assert verbs._flops(network, variables, images) == pytest.approx(0.99 * by_hand, rel=0.01)
+    assert models._flops(network, variables, images) == pytest.approx(0.99 * by_hand, rel=0.01)
 
 
 def test_flops_of_a_network_that_scans_its_blocks():
@@ -83,4 +83,4 @@ def test_flops_of_a_network_that_scans_its_blocks():
     head = patches * (256 * width + 150 * 256) + 150 * (512 * 32 * 32 + 512 * 512 * 32)
     by_hand = 2 * (12 * block + patches * 16**2 * 3 * width + head)
     assert network.scan
-    assert verbs._flops(network, variables, images) == pytest.approx(1.02 * by_hand, rel=0.01)
+    assert models._flops(network, variables, images) == pytest.approx(1.02 * by_hand, rel=0.01)

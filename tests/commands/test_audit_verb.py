@@ -12,18 +12,21 @@ import pytest
 import tifffile
 from PIL import Image
 
-from segjax import verbs
-from segjax.command import command
+from segjax.commands import audit as verb
+from segjax.commands.command import command
+from segjax.commands.evaluate import evaluate
+from segjax.commands.models import models
+from segjax.commands.predict import predict
+from segjax.commands.run import Run
 from segjax.data.augment import Example
 from segjax.data.folder import Folder
 from segjax.data.wrapper import Without
 from segjax.errors import SegjaxError
-from segjax.experiment import Recipe, Split, main
 from segjax.models import UNet
-from segjax.run import Run
+from segjax.recipe import Recipe, Split, main
 
 SIZE = (16, 16)
-SCRIPT = Path(__file__).parents[1] / "experiments" / "unet_camvid.py"
+SCRIPT = Path(__file__).parents[2] / "experiments" / "unet_camvid.py"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,7 +89,7 @@ def break_two(data):
 
 def audit(*arguments):
     """python -m segjax audit, in this process."""
-    several = {"audit": verbs.audit, "models": verbs.models}  # the only verb would go unnamed
+    several = {"audit": verb.audit, "models": models}  # the only verb would go unnamed
     command(several, description="", argv=["audit", *map(str, arguments)])
 
 
@@ -120,7 +123,7 @@ def test_the_audit_of_a_recipe(data, tmp_path, capsys):
 
 
 def test_the_audit_of_a_folder(data, tmp_path, capsys):
-    verbs.audit(data, out=tmp_path)
+    verb.audit(data, out=tmp_path)
     stored = json.loads((tmp_path / "audit.json").read_text())
     assert {name: split["examples"] for name, split in stored["splits"].items()} == {
         "train": 20,
@@ -130,7 +133,7 @@ def test_the_audit_of_a_folder(data, tmp_path, capsys):
     assert sum(pixels) == 3 * 16 * 16
     assert pixels[0] * weights[0] == pytest.approx(pixels[1] * weights[1])  # both in each picture
     with pytest.raises(SystemExit):
-        verbs.audit(data, classes=1, out=tmp_path)
+        verb.audit(data, classes=1, out=tmp_path)
     assert "mask values 1" in capsys.readouterr().out
 
 
@@ -141,13 +144,13 @@ def test_the_audit_of_a_folder_without_splits_and_of_one_with_lists(data, tmp_pa
     flat.mkdir()
     (data / "flat").rename(flat / "images")
     (data / "flat-masks").rename(flat / "masks")
-    verbs.audit(flat, out=tmp_path)
+    verb.audit(flat, out=tmp_path)
     assert [*json.loads((tmp_path / "audit.json").read_text())["splits"]] == ["flat"]
     (flat / "some.txt").write_text("1\n2")
-    verbs.audit(flat, out=tmp_path)
+    verb.audit(flat, out=tmp_path)
     assert json.loads((tmp_path / "audit.json").read_text())["splits"]["some"]["examples"] == 2
     with pytest.raises(SegjaxError, match="nowhere: no such folder"):
-        verbs.audit(tmp_path / "nowhere", out=tmp_path)
+        verb.audit(tmp_path / "nowhere", out=tmp_path)
 
 
 def test_a_text_that_is_no_list_is_not_taken_for_a_split(data, tmp_path, capsys):
@@ -339,7 +342,7 @@ def test_training_skips_what_is_broken_only_when_asked(data, tmp_path, capsys):
     assert [*skipped["train"]] == [str(place)] and [*skipped["val"]] == ["1"]
     held_out = Run(home).rebuild("source")
     assert isinstance(held_out, Without) and held_out.skipped == (1,)
-    verbs.evaluate(home, data=data)
+    evaluate(home, data=data)
 
     # Mended meanwhile, they are still left out: a batch is a function of (seed, step).
     picture(data, "train", 3)
@@ -347,7 +350,7 @@ def test_training_skips_what_is_broken_only_when_asked(data, tmp_path, capsys):
     assert "skip_broken: True in the run" in stopped(capsys, *asked[:-1], "--steps", 4).err
     run(*asked, "--steps", 4)
     assert json.loads((home / "skipped.json").read_text()) == skipped
-    verbs.audit(home, out=tmp_path)
+    verb.audit(home, out=tmp_path)
     assert json.loads((tmp_path / "audit.json").read_text())["splits"]["val"]["examples"] == 2
     (home / "skipped.json").write_text("{")
     assert "skipped.json: no valid JSON" in stopped(capsys, *asked, "--steps", 5).err
@@ -364,10 +367,10 @@ def test_pictures_of_many_channels_are_trained_on_and_predicted_by_their_ranges(
     ranges = ["--channels", 5, "--ranges", -1, 4000]
     # With --skip-broken, for then the source is one within another.
     run("train", "--data", data, "--run", home, *ranges, "--canvas", 20, 24, "--skip-broken")
-    verbs.predict(home, (data / "images/val/0.tif",))
+    predict(home, (data / "images/val/0.tif",))
     with Image.open(home / "predictions/0.png") as label:
         assert label.size == SIZE
     outside = tmp_path / "outside.tif"
     tifffile.imwrite(outside, pixels + 4000, **options)
     with pytest.raises(SegjaxError, match=r"outside.tif: channel . holds values from"):
-        verbs.predict(home, (outside,))
+        predict(home, (outside,))

@@ -3,7 +3,7 @@ import pytest
 from PIL import Image
 
 from segjax.errors import SegjaxError
-from segjax.visualise import colourise, mosaic, overlay, preview_sheet, save_mask
+from segjax.evaluation.visualise import colourise, mosaic, overlay, preview_sheet, save_mask
 
 PALETTE = np.array([[0, 0, 0], [128, 0, 0], [0, 128, 0]], np.uint8)
 VOID = [224, 224, 192]

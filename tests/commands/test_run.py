@@ -11,13 +11,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from segjax.commands.run import Run, start_run, write_whole
 from segjax.data.augment import Normalise
 from segjax.data.folder import Folder
 from segjax.data.shapes import Shapes
 from segjax.data.weight_map import Weighted
 from segjax.errors import SegjaxError
 from segjax.models import FCN, UNet
-from segjax.run import Run, start_run, write_whole
 
 UNET = UNet(3, widths=(4, 8, 16), padding="valid", norm="none", dropout=0.5)
 NORMALISE = Normalise(mean=(1.0, 2.0, 3.0), deviation=(4.0, 5.0, 6.0))

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from segjax import tiles
+from segjax.inference import tiles
 
 Predict = Callable[[Any], Any]  # arrays of JAX or NumPy
 

@@ -6,7 +6,7 @@ import json
 import numpy as np
 from rich.console import Console
 
-from segjax import audit_page
+from segjax.data import audit_page
 from segjax.data.audit import Audit, Case, Kind, Split
 
 

@@ -12,12 +12,12 @@ import numpy as np
 import pytest
 from flax import linen as nn
 
-from segjax import losses, optimizers, sharding
 from segjax.data.augment import Normalise, compose, random_flip, random_scale_crop
 from segjax.errors import SegjaxError
-from segjax.experiment import make_prepare
 from segjax.models import Output, UNet
-from segjax.train import Every, State, fit, make_state, make_train_step, step_cost
+from segjax.commands.step import make_prepare
+from segjax.training import losses, optimizers, sharding
+from segjax.training.train import Every, State, fit, make_state, make_train_step, step_cost
 
 BATCH, SIDE, CROP, CLASSES = 8, 20, 16, 3
 MODEL = UNet(CLASSES, widths=(3, 4), dropout=0.3)

@@ -7,8 +7,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from segjax import metrics, sharding
 from segjax.errors import SegjaxError
+from segjax.evaluation import metrics
+from segjax.training import sharding
 
 NAN = float("nan")
 

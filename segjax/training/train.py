@@ -81,8 +81,8 @@ def make_train_step(
         model: whose `apply` returns an `Output`.
         optimizer: of optax, at a learning rate of 1.
         loss: (output, truth) -> scalar over the global batch.
-        schedule: steps done -> learning rate. The numbers of those of `segjax.optimizers`, which
-            are pytrees, are such arguments; those of a plain function are constants.
+        schedule: steps done -> learning rate. The numbers of those of `optimizers`, which are
+            pytrees, are such arguments; those of a plain function are constants.
         prepare: (key, batch) -> (network input (B, H, W, C), truth): augmentation, scaling. The
             truth is any tree, such as labels (B, H, W). The key is the same at every step.
         key: of augmentation and dropout; for dropout it is folded with the step, so that a resumed

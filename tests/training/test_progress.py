@@ -8,7 +8,7 @@ import pytest
 from rich.console import Console
 from tensorboardX.proto.event_pb2 import Event
 
-from segjax.progress import RunLog
+from segjax.training.progress import RunLog
 
 
 class Clock:

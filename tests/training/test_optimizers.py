@@ -6,7 +6,7 @@ import numpy as np
 import optax
 import pytest
 
-from segjax import optimizers
+from segjax.training import optimizers
 
 SCHEDULES = {
     "constant": (optimizers.constant(0.3), {0: 0.3, 1000: 0.3}),

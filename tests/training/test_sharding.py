@@ -10,8 +10,8 @@ import jax
 import numpy as np
 import pytest
 
-from segjax import sharding
 from segjax.errors import SegjaxError
+from segjax.training import sharding
 
 
 @pytest.fixture
@@ -102,7 +102,7 @@ if processes > 1:
     jax.distributed.initialize(f"localhost:{port}", processes, process, initialization_timeout=60)
 assert jax.device_count() == 4 and jax.process_count() == processes
 
-from segjax import losses, optimizers, sharding, train
+from segjax.training import losses, optimizers, sharding, train
 from segjax.models import UNet
 
 model, optimizer = UNet(3, widths=(2,), dropout=0.3), optimizers.sgd()

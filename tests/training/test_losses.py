@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from jax.test_util import check_grads
 
-from segjax import sharding
 from segjax.errors import SegjaxError
-from segjax.losses import class_weights, cross_entropy
+from segjax.training import sharding
+from segjax.training.losses import class_weights, cross_entropy
 
 value_and_grad = jax.value_and_grad(cross_entropy)
 

@@ -9,7 +9,8 @@ import pytest
 from PIL import Image
 from recipes import run, small, state_of
 
-from segjax import experiment
+from segjax.data import audit
+from segjax.training import sharding
 
 
 def test_a_run_of_another_network_is_no_start(folder, tmp_path, capsys):
@@ -25,7 +26,7 @@ def test_a_run_of_another_network_is_no_start(folder, tmp_path, capsys):
 def test_a_file_that_breaks_amid_training_loses_nothing(
     broken, folder, tmp_path, capsys, monkeypatch
 ):
-    monkeypatch.setattr(experiment.audit, "check", lambda *_, **__: None)  # whole until then
+    monkeypatch.setattr(audit, "check", lambda *_, **__: None)  # whole until then
     whole = (folder / broken).read_bytes()
     (folder / broken).write_bytes(whole[:200])
     arguments = ["--run", tmp_path / "run", *small("unet_camvid", "--data", folder)]
@@ -46,8 +47,8 @@ def test_a_file_that_breaks_amid_training_loses_nothing(
 def one_device():
     """A mesh of one device, so that any batch size divides."""
     patch = pytest.MonkeyPatch()
-    make_mesh = experiment.sharding.make_mesh
-    patch.setattr(experiment.sharding, "make_mesh", lambda *_: make_mesh(jax.devices()[:1]))
+    make_mesh = sharding.make_mesh
+    patch.setattr(sharding, "make_mesh", lambda *_: make_mesh(jax.devices()[:1]))
     try:
         yield
     finally:

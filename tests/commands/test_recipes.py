@@ -16,12 +16,15 @@ import pytest
 from PIL import Image
 from recipes import EXPERIMENTS, SCRIPTS, recipe_of, run, small, state_of
 
-from segjax import experiment, verbs, visualise
+from segjax.commands.run import Run
+from segjax.commands.step import make_prepare
+from segjax.commands.trained import load
 from segjax.data.voc import VocSegmentation
+from segjax.evaluation import visualise
+from segjax.evaluation.report import read_metrics
 from segjax.models import Output
-from segjax.progress import RunLog
-from segjax.report import read_metrics
-from segjax.run import Run
+from segjax.recipe import main
+from segjax.training.progress import RunLog
 
 FOLDERS = {"camvid": "folder", "isbi": "isbi", "dsb2018": "nuclei", "voc": "voc"}  # fixtures
 
@@ -125,7 +128,7 @@ def test_every_recipe_trains_evaluates_and_predicts(script, request, tmp_path, c
         images = np.random.default_rng(0).integers(0, 256, (1, 40, 44, 3), np.uint8)
         logits = []
         for gaussian in (False, True):
-            loaded = verbs.load(Run(home), "best", tile=32, gaussian=gaussian, batch_size=8)
+            loaded = load(Run(home), "best", tile=32, gaussian=gaussian, batch_size=8)
             logits.append(loaded[1](loaded[2], images))
         assert np.ptp(logits[0] - logits[1]) > 0
         run(name, "evaluate", "--run", home, "--tile", 32, "--gaussian")
@@ -143,7 +146,7 @@ def test_a_weight_map_comes_to_the_loss_with_its_labels():
         "epoch": np.zeros(4, np.int32),
         "record": np.arange(4),
     }
-    images, truth = jax.jit(experiment.make_prepare(recipe, margin=2))(jax.random.key(0), batch)
+    images, truth = jax.jit(make_prepare(recipe, margin=2))(jax.random.key(0), batch)
     assert images.shape == (4, 10, 12, 3)
     assert truth.label.shape == truth.weight.shape == (4, 6, 8)
     np.testing.assert_array_equal(truth.weight, 1 + 2 * truth.label.astype(np.float32))
@@ -367,7 +370,7 @@ def test_interrupted_and_resumed_is_bit_identical(tmp_path, capsys):
 
 def test_help_says_what_fields_mean(capsys):
     with pytest.raises(SystemExit):
-        experiment.main(recipe_of("unet_isbi"), ["train", "--help"])
+        main(recipe_of("unet_isbi"), ["train", "--help"])
     told = " ".join(capsys.readouterr().out.split())
     for text in ("Folder with images/ and masks/", "Slices held out", "Training steps", "--run"):
         assert text in told

@@ -7,7 +7,7 @@ from PIL import Image
 from rich.console import Console
 
 from segjax.errors import SegjaxError
-from segjax.report import plot_curves, read_metrics, score_table, scores_markdown
+from segjax.evaluation.report import plot_curves, read_metrics, score_table, scores_markdown
 
 CLASSES = ["ground", "[sky]", "a|b"]
 PER_CLASS = {"iou": [0.91234, np.nan, 0.5], "f1": np.array([0.95, np.nan, 0.6])}

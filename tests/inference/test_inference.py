@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from segjax.data.augment import Normalise
-from segjax.inference import make_predict, predict_label
+from segjax.inference.predict import make_predict, predict_label
 from segjax.models import FCN, UNet
 
 CLASSES = 3

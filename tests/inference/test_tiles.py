@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from segjax import tiles
 from segjax.errors import SegjaxError
+from segjax.inference.predict import tiles
 from segjax.models import FCN, FCNAlexNet, FCNGoogLeNet, Geometry, UNet, UNetPlusPlus
 
 CLASSES = 2

@@ -12,10 +12,10 @@ import numpy as np
 import optax
 import pytest
 
-from segjax import optimizers, sharding
-from segjax.checkpoint import Checkpoints
 from segjax.errors import SegjaxError
-from segjax.train import State
+from segjax.training import optimizers, sharding
+from segjax.training.checkpoint import Checkpoints
+from segjax.training.train import State
 
 SGD = optimizers.sgd()
 ADAMW = optimizers.adamw()

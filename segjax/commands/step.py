@@ -1,0 +1,69 @@
+"""A recipe's training step on a mesh, from a batch as it is read to the state after it."""
+
+from collections.abc import Callable
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import jax
+from jax.sharding import Mesh
+
+from segjax.data import augment
+from segjax.data.augment import Example
+from segjax.models.layers import crop
+from segjax.training import sharding
+from segjax.training.train import Batch, make_state, make_train_step
+
+if TYPE_CHECKING:
+    from segjax.recipe import Recipe
+
+
+def make_prepare(
+    recipe: "Recipe", *, margin: int = 0
+) -> Callable[[jax.Array, Batch], tuple[jax.Array, Example]]:
+    """(key, batch) -> network input (B, H, W, C) and its truth, on the device: augmented, scaled.
+
+    The truth is the augmented batch, whose pictures are not scaled. A network that loses a margin
+    sees pictures mirrored by it beyond their edges, and a truth without it.
+    """
+
+    def augmented(key: jax.Array, example: Example) -> Example:
+        return recipe.augment(key, augment.mirror_pad(example, margin))
+
+    def prepare(key: jax.Array, batch: Batch) -> tuple[jax.Array, Example]:
+        keys = jax.vmap(partial(augment.record_key, key))(batch["epoch"], batch["record"])
+        example = Example(batch["image"], batch["label"], batch.get("weight"))
+        example = jax.vmap(augmented)(keys, example)
+        _, height, width = example.label.shape
+        inner = partial(crop, height=height - 2 * margin, width=width - 2 * margin)
+        return recipe.normalise(example.image), jax.tree.map(inner, example)
+
+    return prepare
+
+
+class Parts:
+    """What a recipe's training consists of on a mesh, for `train` and for `cost`."""
+
+    def __init__(self, recipe: "Recipe", mesh: Mesh, *, unrolled: bool = False) -> None:
+        sharding.check_batch_size(mesh, recipe.batch_size)
+        self.model: Any = recipe.model()
+        if unrolled and hasattr(self.model, "scan"):
+            self.model = self.model.clone(scan=False)
+        self.model.geometry.check(*recipe.crop)
+        optimizer = recipe.optimizer()
+        parameters, steps = jax.random.split(jax.random.key(recipe.seed))
+        self.step = make_train_step(
+            self.model,
+            optimizer,
+            recipe.loss,
+            schedule=recipe.schedule(),
+            prepare=make_prepare(recipe, margin=self.model.geometry.margin),
+            key=steps,
+        )
+        self.make_state = partial(
+            make_state,
+            self.model,
+            optimizer,
+            key=parameters,
+            image_shape=(1, *recipe.crop, recipe.channels),
+            sharding=sharding.replicated(mesh),
+        )

@@ -1,0 +1,209 @@
+"""The verb that trains a recipe in a run folder."""
+
+import dataclasses
+import json
+import sys
+import time
+from collections.abc import Mapping
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import jax
+import numpy as np
+from flax.traverse_util import flatten_dict, unflatten_dict
+from rich.progress import track
+
+import segjax
+from segjax.commands.command import CompilationCount, interruption
+from segjax.commands.evaluate import confusion_of, evaluate
+from segjax.commands.run import Run, read_json, start_run, write_whole
+from segjax.commands.step import Parts
+from segjax.commands.trained import load
+from segjax.data import audit, cache, pipeline
+from segjax.data.wrapper import bare, without
+from segjax.errors import SegjaxError
+from segjax.evaluation import metrics
+from segjax.inference.predict import make_predict
+from segjax.training import sharding
+from segjax.training.checkpoint import Checkpoints
+from segjax.training.progress import RunLog
+from segjax.training.train import Every, State, fit
+
+if TYPE_CHECKING:
+    from segjax.recipe import Recipe
+
+
+def train(recipe: "Recipe", folder: Path, *, name: str) -> None:
+    """Train a recipe in a run folder, or go on where the run in it has stopped; then evaluate.
+
+    Args:
+        recipe: what to train.
+        folder: the run folder.
+        name: of the recipe, written down there.
+
+    Raises:
+        SegjaxError: what is wrong with the data, the folder or the numbers.
+    """
+    compiled = CompilationCount()
+    mesh = sharding.make_mesh()
+    parts = Parts(recipe, mesh)
+    sources = {"train": recipe.source("train"), "val": recipe.source("val")}
+    for source in sources.values():
+        _check_classes(source, num_classes=parts.model.num_classes)
+    if recipe.skip_broken:
+        skipped = _broken(sources, folder / "skipped.json")
+        for split, broken in skipped.items():
+            sources[split] = without(sources[split], tuple(map(int, broken)))
+    canvases = {"train": [recipe.canvas], "val": recipe.buckets or [recipe.canvas]}
+    audit.check(sources, canvases=canvases)
+    data, held_out = (_kept(source, recipe.cache) for source in sources.values())
+    start_run(
+        folder,
+        name=name,
+        fields=_fields(recipe),
+        parts={
+            "model": parts.model,
+            "normalise": recipe.normalise,
+            "source": sources["val"],
+            "classes": held_out.classes,
+            "palette": held_out.palette,
+        },
+    )
+    if recipe.skip_broken and jax.process_index() == 0:
+        write_whole(folder / "skipped.json", json.dumps(skipped, indent=1))
+        for split, broken in skipped.items():
+            print(*broken.values(), f"{split}: {len(broken)} examples are skipped.", sep="\n")
+    predict = make_predict(parts.model, normalise=recipe.normalise)
+
+    with Checkpoints(folder / "checkpoints") as checkpoints, interruption() as interrupted:
+        state, start = parts.make_state(), checkpoints.newest or 0
+        state = checkpoints.restore(state, step=start) if start else _begin(recipe, state)
+        log = RunLog(
+            folder,
+            total=recipe.steps,
+            start=start,
+            batch_size=recipe.batch_size,
+            log_every=recipe.log_every,
+            quiet=jax.process_index() > 0,
+        )
+
+        def observe(number: int, scalars: Mapping[str, float], waited: float) -> None:
+            if number == start + 1:
+                seconds = time.perf_counter() - segjax.STARTED
+                log.say(f"first step {seconds:.1f} s after the start; {compiled}")
+            log.step(number, scalars, waited=waited)
+
+        def evaluate_and_save(number: int, state: State) -> None:
+            with log.paused():
+                scores = metrics.summary(
+                    confusion_of(
+                        partial(predict, state.variables),
+                        held_out,
+                        mesh,
+                        batch_size=recipe.batch_size,
+                        canvases=canvases["val"],
+                        workers=recipe.workers,
+                    )
+                )
+                checkpoints.save(number, state, scores)
+                log.scores(number, scores)
+
+        with log:
+            if start:
+                log.say(f"{folder}: going on from step {start} of {recipe.steps}")
+            batches = pipeline.train_batches(
+                data,
+                batch_size=recipe.batch_size,
+                canvas=recipe.canvas,
+                seed=recipe.seed,
+                start=start,
+                process=jax.process_index(),
+                processes=jax.process_count(),
+                threads=recipe.workers,
+            )
+            state = fit(
+                state,
+                parts.step,
+                sharding.prefetch(batches, mesh),
+                until=recipe.steps,
+                observe=observe,
+                every=[Every(recipe.evaluate_every, evaluate_and_save)],
+                rescue=checkpoints.save,
+                stop=interrupted,
+            )
+    if interrupted() and int(state.step) < recipe.steps:
+        sys.exit(f"Interrupted after step {int(state.step)}; the same command goes on from there.")
+    evaluate(folder)
+
+
+def _begin(recipe: "Recipe", state: State) -> State:
+    """The first state, with the weights that the recipe starts from."""
+    variables = recipe.initial(state.variables)
+    if recipe.start_from is not None:
+        step, _, theirs = load(Run(recipe.start_from), "best")
+        variables, told = _take_over(variables, theirs)
+        if jax.process_index() == 0:
+            print(f"Starting from {recipe.start_from}, step {step}: {told}.")
+    placed = jax.tree.map(
+        lambda old, new: jax.device_put(np.asarray(new, old.dtype), old.sharding),
+        state.variables,
+        state.variables | dict(variables),  # a network without statistics has no part for them
+    )
+    return state.replace(**placed)
+
+
+def _take_over(ours: Any, theirs: Any) -> tuple[Any, str]:
+    """Our variables with theirs of the same names and shapes, and what was not taken in words."""
+    mine, given = (flatten_dict(dict(tree), sep="/") for tree in (ours, theirs))
+    taken = {
+        path: given[path]
+        for path, leaf in mine.items()
+        if path in given and given[path].shape == leaf.shape
+    }
+    if not taken:
+        raise SegjaxError("The run to start from has no array of this network's names and shapes.")
+    told = f"{len(taken)} of {len(mine)} arrays"
+    for what, paths in (
+        ("at first values", set(mine) - set(taken)),
+        ("unused", set(given) - set(taken)),
+    ):
+        if paths:
+            told += f"; {what}: {', '.join(sorted(paths))}"
+    return unflatten_dict(mine | taken, sep="/"), told
+
+
+def _fields(recipe: "Recipe") -> dict[str, Any]:
+    return {f.name: getattr(recipe, f.name) for f in dataclasses.fields(recipe)}
+
+
+def _kept(source: pipeline.Source, where: Literal["no", "memory", "disk"]) -> pipeline.Source:
+    """The source, whose examples are decoded once."""
+    if where == "memory":
+        return cache.in_memory(source)
+    return cache.on_disk(source, track) if where == "disk" else source
+
+
+def _check_classes(source: pipeline.Source, *, num_classes: int) -> None:
+    if len(source.classes) != num_classes:
+        raise SegjaxError(
+            f"The data has {len(source.classes)} classes ({', '.join(source.classes)}), the "
+            f"network {num_classes}: set its num_classes to {len(source.classes)}."
+        )
+
+
+def _broken(sources: Mapping[str, pipeline.Source], path: Path) -> dict[str, dict[str, str]]:
+    """The examples of each split that cannot be read: index -> what is wrong with it.
+
+    As listed at the run's first start, so that a batch stays a function of (seed, step).
+    """
+    if path.exists():
+        return read_json(path)
+    return {
+        split: {
+            str(i): str(read)
+            for i, read in enumerate(audit.read_all(bare(source)))
+            if isinstance(read, SegjaxError)
+        }
+        for split, source in sources.items()
+    }

@@ -1,0 +1,63 @@
+"""What a run has trained: its network with the variables of a checkpoint, and its data."""
+
+import dataclasses
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+
+from segjax.commands.run import Run
+from segjax.errors import SegjaxError
+from segjax.inference.predict import make_predict, make_tiled_predict
+from segjax.training import sharding
+from segjax.training.checkpoint import Checkpoints
+
+Which = Literal["best", "newest"]
+
+
+def load(
+    run: Run,
+    checkpoint: Which,
+    *,
+    tile: int | None = None,
+    gaussian: bool = False,
+    batch_size: int = 1,
+) -> tuple[int, Callable[..., Any], Any]:
+    """The step of a checkpoint, the run's `make_predict`, and the variables (NumPy) it takes.
+
+    With `tile` it computes so many tiles at a time on this process's devices.
+    """
+    model: Any = run.rebuild("model")
+    images = jnp.zeros((1, *run.fields["crop"], run.fields["channels"]))
+    like = jax.eval_shape(lambda: model.init(jax.random.key(0), images))
+    with Checkpoints(run.folder / "checkpoints") as checkpoints:
+        step = checkpoints.best if checkpoint == "best" else checkpoints.newest
+        if step is None:
+            raise SegjaxError(f"{run.folder}: no checkpoint yet. Train it first.")
+        variables = checkpoints.restore(dict(like), step=step)
+    normalise = run.rebuild("normalise")
+    if not tile:
+        return step, make_predict(model, normalise=normalise), variables
+    put = partial(sharding.put, mesh=sharding.make_mesh(jax.local_devices()))
+    predict = make_tiled_predict(
+        model,
+        normalise=normalise,
+        tile=tile,
+        batch_size=batch_size,
+        gaussian=gaussian,
+        put=put,
+    )
+    return step, predict, variables
+
+
+def moved(source: Any, root: Path) -> Any:
+    """The source, whose files lie in another folder now."""
+    for place in ("root", "data_dir"):
+        if hasattr(source, place):
+            return dataclasses.replace(source, **{place: root})
+    if hasattr(source, "source"):
+        return dataclasses.replace(source, source=moved(source.source, root))
+    raise SegjaxError(f"{type(source).__name__} is not read from a folder; drop --data.")

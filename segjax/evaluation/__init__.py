@@ -1,0 +1,9 @@
+"""Evaluation: scores from one confusion matrix, and what shows them: tables, curves, pictures.
+
+Here belongs what tells how good a prediction is. Not here: how it is made (`segjax.inference`), and
+what is wrong with the data itself (`segjax.data.audit`).
+"""
+
+from segjax.evaluation import metrics as metrics
+from segjax.evaluation import report as report
+from segjax.evaluation import visualise as visualise

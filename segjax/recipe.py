@@ -1,0 +1,168 @@
+"""Recipes: where all shelves meet.
+
+A script in `experiments/` defines a frozen `Recipe` and hands it to `main`, which makes the
+commands audit, train, evaluate, predict, cost and show-augment of it.
+"""
+
+import abc
+import inspect
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import jax
+import optax
+import tyro
+from flax import linen as nn
+
+from segjax.commands.audit import audit_sources
+from segjax.commands.command import command
+from segjax.commands.cost import cost
+from segjax.commands.evaluate import evaluate
+from segjax.commands.predict import predict
+from segjax.commands.show_augment import show_augment
+from segjax.commands.train import train
+from segjax.data import augment, pipeline
+from segjax.data.augment import Example
+from segjax.errors import SegjaxError
+from segjax.training import losses, optimizers, sharding
+
+Split = Literal["train", "val"]
+_COUNTS = ("steps", "batch_size", "workers", "evaluate_every", "log_every")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe(abc.ABC):
+    """What a training needs. A script adds fields of its own and says how they come together."""
+
+    steps: int
+    """Training steps."""
+    batch_size: int
+    """Pictures a step, of all devices together."""
+    canvas: tuple[int, int]
+    """Height and width to which pictures are padded; it must hold the largest."""
+    crop: tuple[int, int]
+    """Height and width of the network's input in training."""
+    learning_rate: float = 1e-3
+    """At its highest, after the warm-up."""
+    channels: int = 3
+    """Channels of a picture: 1 grey, 3 RGB, 4 RGBA."""
+    normalise: augment.Normalise = field(default_factory=augment.Normalise)
+    """Scaling of pixel values before the network."""
+    compute: Literal["float32", "bfloat16"] = "float32"
+    """Number type of the computation; parameters, losses and statistics are always float32."""
+    start_from: Path | None = None
+    """A run whose weights to start from, where names and shapes agree: FCN-16s from a 32s run."""
+    seed: int = 0
+    """Of parameters, order, augmentation and dropout."""
+    buckets: tuple[tuple[int, int], ...] = ()
+    """Heights and widths to which held-out pictures are padded, each to the smallest that holds
+    it, so that sizes may differ with few compilations; by default the canvas."""
+    workers: int = 2
+    """Threads that read and decode ahead; what is trained does not depend on it."""
+    cache: Literal["no", "memory", "disk"] = "no"
+    """Where decoded pictures are kept, so that they are decoded once."""
+    skip_broken: bool = False
+    """Leave out examples that cannot be read; they are counted, and listed in skipped.json."""
+    evaluate_every: int = 500
+    """Steps between evaluations, each followed by a checkpoint."""
+    log_every: int = 20
+    """Steps between lines of metrics.jsonl."""
+
+    def __post_init__(self) -> None:
+        for name, least in {"seed": 0}.items() | dict.fromkeys(_COUNTS, 1).items():
+            if (value := getattr(self, name)) < least:
+                raise SegjaxError(f"{name} is {value}; expected at least {least}.")
+
+    @abc.abstractmethod
+    def model(self) -> nn.Module:
+        """The network."""
+
+    @abc.abstractmethod
+    def source(self, split: Split) -> pipeline.Source:
+        """The data to train on, or the data held out."""
+
+    @abc.abstractmethod
+    def augment(self, key: jax.Array, example: Example) -> Example:
+        """One example of canvas size -> one of crop size, on the device."""
+
+    def schedule(self) -> optimizers.Schedule:
+        """The learning rate of a step; by default a cosine after a warm-up of a twentieth."""
+        return optimizers.cosine(self.learning_rate, steps=self.steps, warmup=self.steps // 20)
+
+    def optimizer(self) -> optax.GradientTransformation:
+        """What turns gradients into updates, at a learning rate of 1; by default AdamW."""
+        return optimizers.adamw(weight_decay=1e-3)
+
+    def initial(self, variables: Any) -> Any:
+        """The network's variables to start with, given random ones: fill in pretrained ones."""
+        return variables
+
+    def loss(self, output: Any, example: Example) -> jax.Array:
+        """The network's output and the batch (label (B, H, W)) -> scalar; by default cross-entropy.
+
+        Weighted where the source gives weights, divided by the valid pixels in any case.
+        """
+        return losses.cross_entropy(output.logits, example.label, pixel_weights=example.weight)
+
+
+def main(recipe: type[Recipe], argv: Sequence[str] | None = None) -> None:
+    """The commands of a recipe (audit, train, evaluate, predict, …), each with --help.
+
+    Args:
+        recipe: a concrete Recipe; its docstring is the help, its file's name the recipe's.
+        argv: by default of the process.
+    """
+    name = Path(inspect.getfile(recipe)).stem
+    home = Path("runs") / name
+    given: Any = Annotated[
+        recipe, tyro.conf.arg(name="")
+    ]  # its fields as options, without a prefix
+
+    def train_(recipe: given, *, run: Path = home, distributed: bool = False) -> None:
+        """Train, or go on with the run in the folder; then evaluate.
+
+        Args:
+            run: The run folder.
+            distributed: Join the other processes of a cluster; each runs this same command.
+        """
+        if distributed:
+            sharding.join_cluster()
+        train(recipe, run, name=name)
+
+    def cost_(recipe: given, *, run: Path = home) -> None:
+        """Compile the training step without data; print parameters, FLOPs, memory, compile time.
+
+        Args:
+            run: Not read: what counts are the fields given here.
+        """
+        jax.config.update("jax_enable_compilation_cache", False)  # it would hide the time
+        cost(recipe)
+
+    def show_augment_(recipe: given, *, out: Path = Path(f"{name}_augment.png")) -> None:
+        """Draw a few training pictures, each beside some augmentations of it, labels laid over.
+
+        Args:
+            out: The PNG to write.
+        """
+        show_augment(recipe, out)
+
+    def audit_(recipe: given, *, out: Path = Path("audit")) -> None:
+        """Read all data once and tell what is wrong with it; the exit status is 1 for errors.
+
+        Args:
+            out: Where to write audit.html and audit.json.
+        """
+        audit_sources({split: recipe.source(split) for split in ("train", "val")}, out)
+
+    commands = {
+        "audit": audit_,
+        "train": train_,
+        "evaluate": partial(evaluate, run=home),
+        "predict": partial(predict, run=home),
+        "cost": cost_,
+        "show-augment": show_augment_,
+    }
+    command(commands, description=inspect.getdoc(recipe) or "", argv=argv)
