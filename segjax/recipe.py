@@ -17,6 +17,7 @@ import optax
 import tyro
 from flax import linen as nn
 
+import segjax
 from segjax.commands.audit import audit_sources
 from segjax.commands.command import command
 from segjax.commands.cost import cost
@@ -165,4 +166,5 @@ def main(recipe: type[Recipe], argv: Sequence[str] | None = None) -> None:
         "cost": cost_,
         "show-augment": show_augment_,
     }
+    segjax.use_compilation_cache()
     command(commands, description=inspect.getdoc(recipe) or "", argv=argv)

@@ -1,15 +1,14 @@
-"""What surrounds a command: errors told by their text, compiled programs kept, a polite stop."""
+"""What surrounds a command: errors told by their text, compilations counted, a polite stop."""
 
+import difflib
 import signal
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-import jax
 import tyro
 
-from segjax import cache_folder
 from segjax.errors import SegjaxError
 
 
@@ -17,6 +16,8 @@ class CompilationCount:
     """Counts what is compiled from now on, and what the cache on disk held ready."""
 
     def __init__(self) -> None:
+        import jax  # here, for the verb `models` need not wait for it
+
         self.misses = self.hits = 0
         jax.monitoring.register_event_listener(self._listen)
 
@@ -34,6 +35,8 @@ def interruption() -> Iterator[Callable[[], bool]]:
 
     Only for a lone process: those of a cluster would have to stop after the same step.
     """
+    import jax
+
     asked: list[int] = []
 
     def ask(number: int, frame: Any) -> None:
@@ -50,18 +53,6 @@ def interruption() -> Iterator[Callable[[], bool]]:
             signal.signal(number, handler)
 
 
-def use_compilation_cache() -> None:
-    """Keep compiled programs in the user's cache folder, so that they are compiled once only.
-
-    JAX_COMPILATION_CACHE_DIR names another folder.
-    """
-    if not jax.config.values["jax_compilation_cache_dir"]:
-        jax.config.update("jax_compilation_cache_dir", str(cache_folder("xla")))
-    # By default JAX keeps only what took it over a second.
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
-    jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
-
-
 def command(
     verbs: Mapping[str, Any],
     *,
@@ -70,11 +61,19 @@ def command(
     argv: Sequence[str] | None = None,
 ) -> None:
     """Run a verb as a command: a SegjaxError is told by its text alone, with exit status 2."""
-    use_compilation_cache()
+    argv = sys.argv[1:] if argv is None else argv
     try:
+        if argv and argv[0] not in verbs and argv[0][:1] != "-":
+            raise SegjaxError(_no_verb(argv[0], verbs))
         tyro.extras.subcommand_cli_from_dict(
             dict(verbs), prog=prog, description=description, args=argv
         )
     except SegjaxError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
+
+
+def _no_verb(word: str, verbs: Iterable[str]) -> str:
+    near = difflib.get_close_matches(word, verbs, n=1)
+    meant = f"Did you mean {near[0]!r}? " if near else ""
+    return f"{word!r} is no verb. {meant}There are: {', '.join(verbs)}; each has --help."
