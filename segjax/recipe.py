@@ -5,6 +5,7 @@ commands audit, train, evaluate, predict, cost and show-augment of it.
 """
 
 import abc
+import dataclasses
 import inspect
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -109,6 +110,17 @@ class Recipe(abc.ABC):
         return losses.cross_entropy(output.logits, example.label, pixel_weights=example.weight)
 
 
+def _without_data(recipe: type[Recipe]) -> type[Recipe]:
+    """The recipe, whose paths need not be given: for what reads no data."""
+    paths = [
+        (f.name, Path, field(default=Path()))
+        for f in dataclasses.fields(recipe)
+        if f.type is Path and f.default is f.default_factory is dataclasses.MISSING
+    ]
+    options: Any = {"frozen": True, "kw_only": True}
+    return dataclasses.make_dataclass(recipe.__name__, paths, bases=(recipe,), **options)
+
+
 def main(recipe: type[Recipe], argv: Sequence[str] | None = None) -> None:
     """The commands of a recipe (audit, train, evaluate, predict, …), each with --help.
 
@@ -118,9 +130,9 @@ def main(recipe: type[Recipe], argv: Sequence[str] | None = None) -> None:
     """
     name = Path(inspect.getfile(recipe)).stem
     home = Path("runs") / name
-    given: Any = Annotated[
-        recipe, tyro.conf.arg(name="")
-    ]  # its fields as options, without a prefix
+    unprefixed = tyro.conf.arg(name="")  # a recipe's fields as options of that very name
+    given: Any = Annotated[recipe, unprefixed]
+    without_data: Any = Annotated[_without_data(recipe), unprefixed]
 
     def train_(recipe: given, *, run: Path = home, distributed: bool = False) -> None:
         """Train, or go on with the run in the folder; then evaluate.
@@ -133,7 +145,7 @@ def main(recipe: type[Recipe], argv: Sequence[str] | None = None) -> None:
             sharding.join_cluster()
         train(recipe, run, name=name)
 
-    def cost_(recipe: given, *, run: Path = home) -> None:
+    def cost_(recipe: without_data, *, run: Path = home) -> None:
         """Compile the training step without data; print parameters, FLOPs, memory, compile time.
 
         Args:

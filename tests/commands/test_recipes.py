@@ -292,8 +292,7 @@ def test_compute_in_bfloat16(tmp_path):
 @pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.stem)
 def test_cost_needs_no_data(script, capsys):
     name = script.stem
-    data = [] if name.endswith("shapes") else ["--data", "nowhere"]
-    run(name, "cost", *small(name, *data))
+    run(name, "cost", *small(name))
     told = capsys.readouterr().out
     for row in ("parameters", "FLOPs", "temporaries", "compile time"):
         assert row in told
@@ -304,7 +303,7 @@ def test_cost_counts_all_blocks_of_a_loop(capsys):
 
     def flops(depth):
         small = "--canvas 32 32 --crop 32 32 --width 128 --decoder-channels 4 --auxiliary-taps 0 1"
-        run("setr_pup_camvid", "cost", "--data", "nowhere", *small.split(), "--depth", depth)
+        run("setr_pup_camvid", "cost", *small.split(), "--depth", depth)
         return float(re.search(r"FLOPs per device\W+([\d.]+) G", capsys.readouterr().out)[1])
 
     # Two blocks more: 24 W² FLOPs a token, forward and twice backward; and attention, norms …
