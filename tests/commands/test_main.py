@@ -1,4 +1,4 @@
-"""The command segjax as a user starts it: found from anywhere, quick, and helpful to the mistyped."""
+"""The command segjax as a user starts it: found from anywhere, quick, kind to slips."""
 
 import subprocess
 import sys
