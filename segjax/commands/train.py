@@ -201,9 +201,9 @@ def _broken(sources: Mapping[str, pipeline.Source], path: Path) -> dict[str, dic
         return read_json(path)
     return {
         split: {
-            str(i): str(read)
+            str(i): str(read.error)
             for i, read in enumerate(audit.read_all(bare(source)))
-            if isinstance(read, SegjaxError)
+            if read.error
         }
         for split, source in sources.items()
     }

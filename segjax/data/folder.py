@@ -153,6 +153,15 @@ class Folder:
         _demand_same_size(pair, example["image"].shape, example["label"].shape)
         return example | {"id": pair.id}
 
+    def picture_of(self, i: int) -> tuple[str, np.ndarray]:
+        """The stem and the picture alone of example i, which an audit reads where the mask is bad.
+
+        Raises:
+            SegjaxError: the picture is broken, or is not as asked.
+        """
+        pair = self.pairs[i]
+        return pair.id, read_picture(pair.image, self.channels, self.ranges, pair.page)
+
     def size_of(self, i: int) -> tuple[int, int]:
         """Height and width of example i, from the files' headers alone.
 
@@ -255,7 +264,7 @@ class Folder:
         unpaired += _lone("picture without a mask", images, masks, mask_folder)
         unpaired += _lone("mask without a picture", masks, images, image_folder)
         pairs = [
-            Pair(stem, *images[stem], *masks[stem])
+            Pair(stem, images[stem][0], masks[stem][0])
             for stem in sorted(images.keys() & masks.keys())
             if len(images[stem]) == len(masks[stem]) == 1
         ]

@@ -298,7 +298,7 @@ def test_all_that_can_be_wrong_with_a_folder_is_told(tmp_path, capsys):
     }
     drawn = {name for name, ((i, *_),) in expected.items() if i in (2, 5, 6)}  # can be read
     for options, more in (
-        ([], {}),
+        ([], {"value that few masks hold": [[0]] * 3}),  # 7, 8 and 9
         (["--classes", 3], {"values outside the classes": [[0]]}),
     ):
         stopped(capsys, data, "--out", tmp_path, *options, verb=audit, status=1)

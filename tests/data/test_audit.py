@@ -109,7 +109,9 @@ def test_what_cannot_be_read_is_grouped_by_kind_and_is_an_error(tmp_path):
     assert [case.examples for case in cases["sizes differ"]] == [(("train", 2),), (("train", 5),)]
     assert "its mask" in cases["sizes differ"][0].text and "2.png" in cases["sizes differ"][0].text
     assert len(cases) == 3
-    assert sum(result.splits["train"].sizes.values()) == 2
+    split = result.splits["train"]
+    assert len(split.counts) == 2 and sum(split.sizes.values()) == 6  # 4.png is no picture
+    assert split.histogram.shape == (3, 256)
 
 
 def test_an_error_of_another_source_is_told():
