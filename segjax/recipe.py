@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 import jax
 import optax
@@ -168,7 +168,9 @@ def main(recipe: type[Recipe], argv: Sequence[str] | None = None) -> None:
         Args:
             out: Where to write audit.html and audit.json.
         """
-        audit_sources({split: recipe.source(split) for split in ("train", "val")}, out)
+        sources = {split: recipe.source(split) for split in get_args(Split)}
+        where = Path(getattr(recipe, "data", name))
+        audit_sources(sources, out, where=where)
 
     commands = {
         "audit": audit_,

@@ -304,7 +304,8 @@ def _audit_split(
             cases[_ZERO_OR_IGNORED].append(here)
     by_value = np.array(labels, np.int64).reshape(-1, 256)
     if num_classes == IGNORE:  # any value may be a class, or a slip
-        cases[_RARE_VALUE] += _rare_values(by_value, masks)
+        for case in _rare_values(by_value, masks):
+            cases[_RARE_VALUE].append(case)
     return Split(
         len(source),
         dict(sizes),
