@@ -1,6 +1,4 @@
-"""The exception class for mistakes that the user can mend, and the warning class for what looks like
-one. Every module may import them, so this file imports nothing heavy.
-"""
+"""How mistakes that the user can mend are told. Every module may import it."""
 
 from typing import Any
 
@@ -22,7 +20,7 @@ def held(labels: Any) -> str:
     Args:
         labels: of NumPy or JAX; of one on the devices of several processes, this one's part.
     """
-    import numpy as np  # only where something is wrong
+    import numpy as np  # here, so that commands without arrays start without it
 
     parts = [shard.data for shard in getattr(labels, "addressable_shards", ())] or [labels]
     values = sorted({int(value) for part in parts for value in np.unique(np.asarray(part))})

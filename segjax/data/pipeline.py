@@ -6,7 +6,7 @@ batches on devices is `sharding.prefetch`.
 
 import math
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Protocol
 
 import grain
@@ -229,7 +229,8 @@ def evaluation_batches(
             it has one, or every record is read twice.
         canvases: heights and widths.
 
-    The other arguments, errors and warnings are those of `train_batches`; yields `image` and `label`.
+    The other arguments, what is raised and what is warned of are those of `train_batches`; yields
+    `image` and `label`.
     """
     if not len(source):
         raise SegjaxError("The evaluation data is empty: nothing to evaluate on.")
@@ -265,7 +266,7 @@ def _by_canvas(
     """The records of each canvas that has any."""
     if len(canvases) == 1:
         return [(canvases[0], list(range(len(source))))]
-    size = getattr(source, "size_of", lambda record: read_example(source, record)["label"].shape)
+    size = getattr(source, "size_of", lambda i: read_example(source, i)["label"].shape)
     held: dict[tuple[int, int], list[int]] = {canvas: [] for canvas in canvases}
     for record in range(len(source)):
         height, width = size(record)

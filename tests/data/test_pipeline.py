@@ -357,7 +357,7 @@ def test_an_example_that_lacks_a_key_is_named_by_its_number(key):
     for read in every_way(Given((GOOD, lacking))):
         with pytest.raises(SegjaxError, match=told):
             read()
-    with pytest.raises(SegjaxError, match="Example 0 of Given has no image .*, got tuple"):
+    with pytest.raises(SegjaxError, match=r"Example 0 of Given has no image .*, got tuple"):
         read_example(Given(((GOOD["image"], GOOD["label"]),)), 0)
 
 
