@@ -35,14 +35,14 @@ def confusion_matrix(
     Raises:
         SegjaxError: the shapes differ; or a pixel is outside the classes, unless within jit.
     """
-    counts = _count(labels, predictions, num_classes=num_classes, ignore_label=ignore_label)
+    counts = _count_pairs(labels, predictions, num_classes=num_classes, ignore_label=ignore_label)
     if not isinstance(counts, jax.core.Tracer):
         _check_inside(int(counts[-1]), num_classes, labels=labels, predictions=predictions)
     return counts[:-1].reshape(num_classes, num_classes)
 
 
 @partial(jax.jit, static_argnames=("num_classes", "ignore_label"))
-def _count(
+def _count_pairs(
     labels: jax.Array, predictions: jax.Array, *, num_classes: int, ignore_label: int
 ) -> jax.Array:
     """(N² + 1,) int32, the pixels of each pair of classes, and last those outside the classes."""
@@ -109,7 +109,9 @@ def evaluate(
         if pending is not None:  # fetched a batch late, so that the device never waits
             add(*pending)
         labels, predictions = batch["label"], logits.argmax(-1)
-        counts = _count(labels, predictions, num_classes=num_classes, ignore_label=ignore_label)
+        counts = _count_pairs(
+            labels, predictions, num_classes=num_classes, ignore_label=ignore_label
+        )
         pending = counts, labels
     if pending is not None:
         add(*pending)

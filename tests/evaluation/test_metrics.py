@@ -180,7 +180,7 @@ def test_evaluate_passes_the_ignored_label_on():
 
 def test_evaluate_adds_up_beyond_int32(monkeypatch):
     most = np.array([2**31 - 1] * CLASSES**2 + [0], np.int32)
-    monkeypatch.setattr(metrics, "_count", lambda *_, **__: most)
+    monkeypatch.setattr(metrics, "_count_pairs", lambda *_, **__: most)
     for count in range(4):
         got = metrics.evaluate(
             lambda x: x, [{"image": IMAGES, "label": LABELS}] * count, num_classes=CLASSES
