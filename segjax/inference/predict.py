@@ -40,23 +40,20 @@ def make_predict(
     Returns:
         (variables, uint8 images (B, H, W, C)) -> float32 logits (B, H, W, N). Bind the variables,
         `partial(make_predict(…), variables)`, for a predict function. It raises SegjaxError for
-        other axes, and warns of NumPy's floats in 0–1, for it expects 0–255.
+        other axes.
     """
     geometry = model.geometry
     margin, ahead = max(geometry.margin, 0), max(-geometry.margin, 0)
 
     @jax.jit
-    def forward(variables: Mapping[str, Any], images: jax.Array) -> jax.Array:
+    def predict(variables: Mapping[str, Any], images: jax.Array) -> jax.Array:
+        _check_batch(images)
         _, height, width, _ = images.shape
         rows = (margin, geometry.fit(height) - height - margin)
         columns = (margin, geometry.fit(width) - width - margin)
         images = jnp.pad(images, ((0, 0), rows, columns, (0, 0)), mode="reflect")
         logits = model.apply(variables, normalise(images), train=False).logits
         return logits[:, ahead : ahead + height, ahead : ahead + width]
-
-    def predict(variables: Mapping[str, Any], images: jax.Array) -> jax.Array:
-        _check(images)
-        return forward(variables, images)
 
     return predict
 
@@ -86,7 +83,7 @@ def make_tiled_predict(
 
     Returns:
         (variables, uint8 images (B, H, W, C)) -> float32 logits (B, H, W, N), a NumPy array. It
-        raises and warns as that of `make_predict`.
+        raises SegjaxError for other axes.
     """
 
     @jax.jit
@@ -95,7 +92,7 @@ def make_tiled_predict(
 
     def predict(variables: Mapping[str, Any], images: Any) -> np.ndarray:
         images = np.asarray(images)
-        _check(images)
+        _check_batch(images)
         plan = tiles.plan(model, images.shape[1:3], tile)
         return tiles.stitch(
             lambda batch: forward(variables, put(batch)),
@@ -108,25 +105,30 @@ def make_tiled_predict(
     return predict
 
 
-def _check(images: Any) -> None:
-    """Raise SegjaxError unless it is a batch; warn of pictures that are black to the network."""
+def _check_batch(images: Any) -> None:
     if images.ndim != 4:
         raise SegjaxError(
             f"The images are {images.shape}; expected (B, H, W, C). A picture (H, W, C) alone is "
             "images[None], a grey one (H, W) images[None, ..., None]."
         )
-    # Not of JAX's arrays, for whose values the device would have to be waited for.
-    if isinstance(images, np.ndarray) and images.dtype.kind == "f" and 0 < images.max() <= 1:
-        warnings.warn(
-            "The images are floats in 0–1, which are black to the network: expected uint8 or "
-            "float32 in 0–255. Multiply them by 255.",
-            SegjaxWarning,
-            stacklevel=3,
-        )
 
 
 def predict_label(predict: Predict, image: np.ndarray) -> np.ndarray:
-    """uint8 picture (H, W, C) -> uint8 label (H, W), the most likely class of each pixel."""
+    """uint8 picture (H, W, C) -> uint8 label (H, W), the most likely class of each pixel.
+
+    Raises:
+        SegjaxError: the picture has other axes.
+
+    Warns:
+        SegjaxWarning: it is of floats in 0–1.
+    """
     if image.ndim != 3:
         raise SegjaxError(f"The image is {image.shape}; expected one picture (H, W, C).")
+    if image.dtype.kind == "f" and 0 < image.max() <= 1:
+        warnings.warn(
+            "The image is of floats in 0–1, which are black to the network: expected uint8 or "
+            "float32 in 0–255. Multiply it by 255.",
+            SegjaxWarning,
+            stacklevel=2,
+        )
     return np.asarray(predict(image[None])[0].argmax(-1).astype(np.uint8))
