@@ -7,6 +7,8 @@ commands audit, train, evaluate, predict, cost and show-augment of it.
 import abc
 import dataclasses
 import inspect
+import re
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -121,6 +123,31 @@ def _without_data(recipe: type[Recipe]) -> type[Recipe]:
     return dataclasses.make_dataclass(recipe.__name__, paths, bases=(recipe,), **options)
 
 
+def _check(recipe: type[Recipe]) -> None:
+    """Raise SegjaxError where a class lacks methods, or has fields that are no options."""
+    if missing := sorted(recipe.__abstractmethods__):
+        lines = [f"{recipe.__name__} lacks what every recipe has to say. Define:"]
+        for name in missing:
+            method = getattr(Recipe, name)
+            # Without the packages of the types, some of which are jaxlib's inner ones.
+            signature = re.sub(r"(\w+\.)+", "", str(inspect.signature(method)))
+            lines += [f"    def {name}{signature}:", f"        {inspect.getdoc(method)}"]
+        raise SegjaxError("\n".join(lines))
+    fields = {f.name for f in dataclasses.fields(recipe)}
+    for cls in recipe.__mro__[: recipe.__mro__.index(Recipe)]:
+        typed = {n for n, of in inspect.get_annotations(cls).items() if "ClassVar" not in str(of)}
+        if typed and issubclass(cls, Recipe) and "__dataclass_fields__" not in vars(cls):
+            raise SegjaxError(
+                f"{cls.__name__} is no dataclass, so what it sets ({', '.join(sorted(typed))}) is "
+                "no option. Write above the class: @dataclass(frozen=True, kw_only=True)"
+            )
+        if untyped := sorted(vars(cls).keys() & fields - typed):
+            raise SegjaxError(
+                f"{cls.__name__} sets {', '.join(untyped)} without a type, which a dataclass does "
+                "not see. Write the type too, as in steps: int = 700"
+            )
+
+
 def main(recipe: type[Recipe], argv: Sequence[str] | None = None) -> None:
     """The commands of a recipe (audit, train, evaluate, predict, …), each with --help.
 
@@ -128,6 +155,11 @@ def main(recipe: type[Recipe], argv: Sequence[str] | None = None) -> None:
         recipe: a concrete Recipe; its docstring is the help, its file's name the recipe's.
         argv: by default of the process.
     """
+    try:
+        _check(recipe)
+    except SegjaxError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
     name = Path(inspect.getfile(recipe)).stem
     home = Path("runs") / name
     unprefixed = tyro.conf.arg(name="")  # a recipe's fields as options of that very name

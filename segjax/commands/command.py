@@ -3,13 +3,14 @@
 import difflib
 import signal
 import sys
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import tyro
 
-from segjax.errors import SegjaxError
+from segjax.errors import SegjaxError, SegjaxWarning
 
 
 class CompilationCount:
@@ -60,7 +61,11 @@ def command(
     prog: str | None = None,
     argv: Sequence[str] | None = None,
 ) -> None:
-    """Run a verb as a command: a SegjaxError is told by its text alone, with exit status 2."""
+    """Run a verb as a command: a SegjaxError is told by its text alone, with exit status 2.
+
+    So is a SegjaxWarning, and the command goes on.
+    """
+    warnings.formatwarning = _format_warning
     argv = sys.argv[1:] if argv is None else argv
     try:
         if argv and argv[0] not in verbs and argv[0][:1] != "-":
@@ -71,6 +76,17 @@ def command(
     except SegjaxError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
+
+
+_format_others = warnings.formatwarning
+
+
+def _format_warning(
+    message: Warning | str, category: type[Warning], *place: Any, **line: Any
+) -> str:
+    if issubclass(category, SegjaxWarning):
+        return f"warning: {message}\n"
+    return _format_others(message, category, *place, **line)
 
 
 def _no_verb(word: str, verbs: Iterable[str]) -> str:

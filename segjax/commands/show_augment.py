@@ -32,7 +32,7 @@ def show_augment(recipe: "Recipe", out: Path) -> None:
     draw, key = jax.jit(lambda key, batch: prepare(key, batch)[1]), jax.random.key(recipe.seed)
     rows = []
     for record in evenly(len(source), _SHEET[0]):
-        example = source[record]
+        example = pipeline.read_example(source, record)
         epochs = np.arange(_SHEET[1])
         batch = pipeline.pad_to_canvas([example] * len(epochs), recipe.canvas)
         drawn = draw(key, batch | {"epoch": epochs, "record": np.full(len(epochs), record)})

@@ -4,7 +4,8 @@ import dataclasses
 import json
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -28,7 +29,7 @@ from segjax.inference.predict import make_predict
 from segjax.training import sharding
 from segjax.training.checkpoint import Checkpoints
 from segjax.training.progress import RunLog
-from segjax.training.train import Every, State, fit
+from segjax.training.train import Every, NotFinite, State, fit
 
 if TYPE_CHECKING:
     from segjax.recipe import Recipe
@@ -109,7 +110,7 @@ def train(recipe: "Recipe", folder: Path, *, name: str) -> None:
                 checkpoints.save(number, state, scores)
                 log.scores(number, scores)
 
-        with log:
+        with log, _telling_what_is_kept(checkpoints):
             if start:
                 log.say(f"{folder}: going on from step {start} of {recipe.steps}")
             batches = pipeline.train_batches(
@@ -135,6 +136,17 @@ def train(recipe: "Recipe", folder: Path, *, name: str) -> None:
     if interrupted() and int(state.step) < recipe.steps:
         sys.exit(f"Interrupted after step {int(state.step)}; the same command goes on from there.")
     evaluate(folder)
+
+
+@contextmanager
+def _telling_what_is_kept(checkpoints: Checkpoints) -> Iterator[None]:
+    """Add to the error of a spoilt state from where the training can go on."""
+    try:
+        yield
+    except NotFinite as error:
+        newest = checkpoints.newest
+        kept = f"The checkpoint of step {newest} is kept." if newest else "No checkpoint yet."
+        raise SegjaxError(f"{error} {kept}") from error
 
 
 def _begin(recipe: "Recipe", state: State) -> State:

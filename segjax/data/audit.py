@@ -18,6 +18,7 @@ import numpy as np
 from PIL import Image
 
 from segjax.data.pictures import IGNORE, shown
+from segjax.data.pipeline import SCALED_TO_ONE, brightest, read_example
 from segjax.data.wrapper import Source, bare
 from segjax.errors import SegjaxError
 
@@ -180,15 +181,18 @@ def check(
         canvases: heights and widths, by split; each picture must fit into one.
 
     Raises:
-        SegjaxError: what is wrong, the first few of many.
+        SegjaxError: what is wrong, the first few of many; all examples read are floats in 0–1.
     """
     sources = {name: bare(source) for name, source in sources.items()}
     for name, source in sources.items():
         few = evenly(len(source), _SAMPLES)
-        broken, large = [], []
+        broken, large, highest = [], [], 0.0
         for i in range(len(source)) if hasattr(source, "size_of") else few:
             try:
-                size = source[i]["label"].shape if i in few else source.size_of(i)
+                if i in few:
+                    image = read_example(source, i)["image"]
+                    highest = max(highest, brightest(image))
+                size = image.shape[:2] if i in few else source.size_of(i)
             except SegjaxError as error:
                 broken.append(str(error))
                 continue
@@ -201,6 +205,8 @@ def check(
                 + ("\n…" if len(broken) > _TOLD else "")
                 + "\nThe verb audit lists all; train --skip-broken leaves them out."
             )
+        if 0 < highest <= 1:
+            raise SegjaxError(f"The pictures of {name} {SCALED_TO_ONE}")
         if large:
             needed = "×".join(str(max(sides)) for sides in zip(*large, strict=True))
             given = " or ".join(f"{height}×{width}" for height, width in canvases[name])
@@ -346,7 +352,7 @@ class _Seen(NamedTuple):
 
 def _read(source: Source, i: int) -> Reading:
     try:
-        example = source[i]
+        example = read_example(source, i)
     except SegjaxError as error:
         # Without the traceback, which holds the decoded pictures.
         return Reading(_read_picture_alone(source, i), None, error.with_traceback(None))

@@ -12,14 +12,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from segjax.errors import SegjaxError
+from segjax.errors import SegjaxError, held
 
 
-@partial(jax.jit, static_argnames=("num_classes", "ignore_label"))
 def confusion_matrix(
     labels: jax.Array, predictions: jax.Array, *, num_classes: int, ignore_label: int = 255
 ) -> jax.Array:
     """Count the pixels of each (true, predicted) pair of classes, on the device.
+
+    It waits for the count, to see whether all pixels are in it; `evaluate` does not wait. Within
+    jit nothing can be raised by values: there pixels outside the classes are in no count.
 
     Args:
         labels: (B, H, W) integers in 0…N-1 or `ignore_label`, which is not counted.
@@ -29,12 +31,43 @@ def confusion_matrix(
 
     Returns:
         (N, N) int32, which holds a batch of 2³¹ pixels; add batches up in int64, as `evaluate`.
+
+    Raises:
+        SegjaxError: the shapes differ; or a pixel is outside the classes, unless within jit.
     """
-    pair = labels.astype(jnp.int32) * num_classes + predictions.astype(jnp.int32)
-    uncounted = num_classes**2
+    counts = _count_pairs(labels, predictions, num_classes=num_classes, ignore_label=ignore_label)
+    if not isinstance(counts, jax.core.Tracer):
+        _check_inside(int(counts[-1]), num_classes, labels=labels, predictions=predictions)
+    return counts[:-1].reshape(num_classes, num_classes)
+
+
+@partial(jax.jit, static_argnames=("num_classes", "ignore_label"))
+def _count_pairs(
+    labels: jax.Array, predictions: jax.Array, *, num_classes: int, ignore_label: int
+) -> jax.Array:
+    """(N² + 1,) int32, the pixels of each pair of classes, and last those outside the classes."""
+    if labels.shape != predictions.shape:
+        raise SegjaxError(
+            f"The labels are {labels.shape}, the predictions {predictions.shape}; expected (B, H, "
+            "W) of both."
+        )
+    label, prediction = labels.astype(jnp.int32), predictions.astype(jnp.int32)
+    outside, uncounted = num_classes**2, num_classes**2 + 1
+    # Not left to bincount, which takes what is negative for 0.
+    inside = (label >= 0) & (label < num_classes) & (prediction >= 0) & (prediction < num_classes)
+    pair = jnp.where(inside, label * num_classes + prediction, outside)
     pair = jnp.where(labels == ignore_label, uncounted, pair)
-    counts = jnp.bincount(pair.ravel(), length=uncounted + 1)[:uncounted]
-    return counts.reshape(num_classes, num_classes)
+    return jnp.bincount(pair.ravel(), length=uncounted + 1)[:uncounted]
+
+
+def _check_inside(outside: int, num_classes: int, **arrays: Any) -> None:
+    """Raise SegjaxError where pixels are outside the classes, with what the arrays hold."""
+    if outside:
+        told = ", ".join(f"the {name} held {held(array)}" for name, array in arrays.items())
+        raise SegjaxError(
+            f"{outside} pixels of a batch are of no class, expected 0 to {num_classes - 1}: "
+            f"{told}. Correct them, or name the label to skip by ignore_label."
+        )
 
 
 def evaluate(
@@ -56,10 +89,16 @@ def evaluate(
         (N, N) int64.
 
     Raises:
-        SegjaxError: the network has another number of classes.
+        SegjaxError: the network has another number of classes, or a label is outside of them.
     """
-    total = np.zeros((num_classes, num_classes), np.int64)
-    counts = None
+    total = np.zeros(num_classes**2, np.int64)
+
+    def add(counts: jax.Array, labels: Any) -> None:
+        counted = np.asarray(counts)
+        _check_inside(int(counted[-1]), num_classes, labels=labels)
+        total[:] += counted[:-1]
+
+    pending = None
     for batch in batches:
         logits = predict(batch["image"])
         if logits.shape[-1] != num_classes:
@@ -67,12 +106,16 @@ def evaluate(
                 f"The network gives logits of {logits.shape[-1]} classes, expected {num_classes}; "
                 "evaluate it on data of its own classes."
             )
-        if counts is not None:  # fetched a batch late, so that the device never waits
-            total += np.asarray(counts)
-        counts = confusion_matrix(
-            batch["label"], logits.argmax(-1), num_classes=num_classes, ignore_label=ignore_label
+        if pending is not None:  # fetched a batch late, so that the device never waits
+            add(*pending)
+        labels, predictions = batch["label"], logits.argmax(-1)
+        counts = _count_pairs(
+            labels, predictions, num_classes=num_classes, ignore_label=ignore_label
         )
-    return total if counts is None else total + np.asarray(counts)
+        pending = counts, labels
+    if pending is not None:
+        add(*pending)
+    return total.reshape(num_classes, num_classes)
 
 
 def _ratio(numerator: np.ndarray, denominator: np.ndarray) -> np.ndarray:

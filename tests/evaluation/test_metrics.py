@@ -1,5 +1,7 @@
 """The scores against hand and a slow count; the same for any batch size, order and devices."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -177,14 +179,50 @@ def test_evaluate_passes_the_ignored_label_on():
 
 
 def test_evaluate_adds_up_beyond_int32(monkeypatch):
-    most = np.full((CLASSES, CLASSES), 2**31 - 1, np.int32)
-    monkeypatch.setattr(metrics, "confusion_matrix", lambda *_, **__: most)
+    most = np.array([2**31 - 1] * CLASSES**2 + [0], np.int32)
+    monkeypatch.setattr(metrics, "_count_pairs", lambda *_, **__: most)
     for count in range(4):
         got = metrics.evaluate(
             lambda x: x, [{"image": IMAGES, "label": LABELS}] * count, num_classes=CLASSES
         )
         assert got.dtype == np.int64
-        np.testing.assert_array_equal(got, most.astype(np.int64) * count)
+        np.testing.assert_array_equal(got, np.full((CLASSES, CLASSES), (2**31 - 1) * count))
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.int32])
+def test_labels_outside_the_classes_are_told(dtype):
+    labels = LABELS.astype(dtype)
+    labels[0, 0] = 7
+    batch = {"image": IMAGES, "label": labels}
+    told = (
+        r"3 pixels of a batch are of no class, expected 0 to 2: the labels held 0–2, 7 and 255\. "
+    )
+    for others in ([], [{"image": IMAGES, "label": LABELS}]):
+        with pytest.raises(SegjaxError, match=told):
+            metrics.evaluate(lambda x: x, [batch, *others], num_classes=CLASSES)
+    with pytest.raises(SegjaxError, match="the labels held 0–2, 7 and 255, the predictions held 0"):
+        metrics.confusion_matrix(labels, IMAGES.argmax(-1), num_classes=CLASSES)
+
+
+@pytest.mark.parametrize(
+    "label, prediction, counted",
+    [(3, 0, 0), (-1, 0, 0), (254, 0, 0), (1, 3, 0), (1, -1, 0), (255, 7, 0), (1, 2, 1)],
+)
+def test_what_is_outside_the_classes_lands_in_none(label, prediction, counted):
+    """And is told, but where it is ignored."""
+    count = partial(metrics.confusion_matrix, num_classes=3)
+    arrays = jnp.full((1, 1, 1), label), jnp.full((1, 1, 1), prediction)
+    assert jax.jit(count)(*arrays).sum() == counted
+    if not counted and label != 255:
+        with pytest.raises(SegjaxError, match="1 pixels of a batch are of no class"):
+            count(*arrays)
+
+
+def test_labels_of_another_shape_are_told():
+    with pytest.raises(
+        SegjaxError, match=r"labels are \(7, 2, 3, 1\), the predictions \(7, 2, 3\)"
+    ):
+        metrics.confusion_matrix(LABELS[..., None], IMAGES.argmax(-1), num_classes=CLASSES)
 
 
 def test_a_network_of_other_classes_is_refused():
