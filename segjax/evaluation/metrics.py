@@ -4,7 +4,8 @@ Rows are the truth, columns the prediction. Each score is a function of an (N, N
 a class whose score has nothing in its divisor is NaN and is left out of means.
 """
 
-from collections.abc import Callable, Iterable, Mapping
+import itertools
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import partial
 from typing import Any
 
@@ -58,21 +59,67 @@ def evaluate(
     Raises:
         SegjaxError: the network has another number of classes.
     """
-    total = np.zeros((num_classes, num_classes), np.int64)
-    counts = None
+    confusion, _ = evaluate_with_loss(
+        predict, batches, num_classes=num_classes, ignore_label=ignore_label
+    )
+    return confusion
+
+
+def evaluate_with_loss(
+    predict: Callable[[Any], Any],
+    batches: Iterable[Mapping[str, Any]],
+    *,
+    num_classes: int,
+    ignore_label: int = 255,
+) -> tuple[np.ndarray, float]:
+    """The confusion matrix as of `evaluate` and, in the same pass, the cross-entropy.
+
+    L = (1/n) Σ_x (log Σ_n exp s_n(x) - s_{y(x)}(x)) over the n valid pixels x of the whole data
+    set, without weights and of the main logits s alone, so that runs with different training losses
+    can be compared. It is no mean of batch means: but for rounding, it is the same for any batch
+    size, order and devices; NaN where no pixel is valid.
+    """
+    confusion, loss = np.zeros((num_classes, num_classes), np.int64), 0.0
+    counted = _count(predict, batches, num_classes=num_classes, ignore_label=ignore_label)
+    before = None
+    for counts in itertools.chain(counted, [None]):
+        if before is not None:  # fetched a batch late, so that the device never waits
+            confusion += np.asarray(before[0])
+            loss += float(before[1])
+        before = counts
+    return confusion, float(_ratio(np.asarray(loss), confusion.sum()))
+
+
+def _count(
+    predict: Callable[[Any], Any],
+    batches: Iterable[Mapping[str, Any]],
+    *,
+    num_classes: int,
+    ignore_label: int,
+) -> Iterator[tuple[jax.Array, jax.Array]]:
+    """Each batch's confusion matrix and summed cross-entropy, on the device."""
     for batch in batches:
-        logits = predict(batch["image"])
+        logits, labels = predict(batch["image"]), batch["label"]
         if logits.shape[-1] != num_classes:
             raise SegjaxError(
                 f"The network gives logits of {logits.shape[-1]} classes, expected {num_classes}; "
                 "evaluate it on data of its own classes."
             )
-        if counts is not None:  # fetched a batch late, so that the device never waits
-            total += np.asarray(counts)
-        counts = confusion_matrix(
-            batch["label"], logits.argmax(-1), num_classes=num_classes, ignore_label=ignore_label
+        yield (
+            confusion_matrix(
+                labels, logits.argmax(-1), num_classes=num_classes, ignore_label=ignore_label
+            ),
+            _summed_cross_entropy(labels, logits, ignore_label=ignore_label),
         )
-    return total if counts is None else total + np.asarray(counts)
+
+
+@partial(jax.jit, static_argnames="ignore_label")
+def _summed_cross_entropy(labels: jax.Array, logits: jax.Array, *, ignore_label: int) -> jax.Array:
+    """The sum of a batch's cross-entropies, pixel by pixel, as a float32 scalar."""
+    valid = labels != ignore_label
+    logits = jnp.asarray(logits, jnp.float32)
+    chosen = jnp.take_along_axis(logits, jnp.where(valid, labels, 0)[..., None], -1)[..., 0]
+    return jnp.where(valid, jax.nn.logsumexp(logits, axis=-1) - chosen, 0).sum()
 
 
 def _ratio(numerator: np.ndarray, denominator: np.ndarray) -> np.ndarray:
@@ -121,6 +168,14 @@ def mean_accuracy(confusion: np.ndarray) -> float:
 def mean_iou(confusion: np.ndarray) -> float:
     """Mean of the classes' IoU, mIoU (FCN, section 5); a class predicted but absent counts as 0."""
     return _mean(iou(confusion))
+
+
+def mean_iou_of_present(confusion: np.ndarray) -> float:
+    """Mean IoU of the classes that the truth has: the score of a single picture.
+
+    Where a class is predicted but absent, a stray pixel of it would cost as much as a whole class.
+    """
+    return _mean(iou(confusion)[confusion.sum(1) > 0])
 
 
 def frequency_weighted_iou(confusion: np.ndarray) -> float:
