@@ -137,7 +137,8 @@ def _write_report(
         scores["others"] = {name: _finite(values) for name, values in others.items()}
     write_whole(where / "scores.json", json.dumps(scores))
     if told := report.read_metrics(run.folder / "metrics.jsonl"):
-        title = f"{run.recipe}: {run.folder}"
+        name = run.folder.resolve().name
+        title = name if name == run.recipe else f"{name} ({run.recipe})"
         report.plot_curves(told, where / "curves.png", title=title)
 
     rows = []

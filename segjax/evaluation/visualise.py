@@ -1,7 +1,7 @@
 """Label maps as pictures: colours, overlays, palette PNGs and a sheet to compare them by eye.
 
-Knows NumPy and Pillow only: no model, no data set, no score. A label map is `(H, W)` with class
-indices below N and 255 for void; a palette is uint8 `(N, 3)`, one RGB colour per class.
+Knows NumPy and Pillow, and a font of Matplotlib: no model, no data set, no score. A label map is
+`(H, W)` with class indices below N and 255 for void; a palette is uint8 `(N, 3)`, one RGB colour per class.
 """
 
 from collections.abc import Sequence
@@ -118,7 +118,7 @@ def with_legend(
     image, gap = Image.fromarray(picture), 8
     if not entries:
         return image
-    legend = _legend(entries, image.width, ImageFont.load_default(14))
+    legend = _legend(entries, image.width, _font(14))
     sheet = Image.new("RGB", (legend.width, image.height + gap + legend.height), "white")
     sheet.paste(image, (0, 0))
     sheet.paste(legend, (0, image.height + gap))
@@ -233,7 +233,7 @@ def _sheet(
 ) -> Image.Image:
     """Pictures in rows and columns on white: headings above, a caption over each row, a legend."""
     gap, line = 12, 24
-    font, heading_font = ImageFont.load_default(14), ImageFont.load_default(16)
+    font, heading_font = _font(14), _font(16)
     lefts, right = [], gap
     for heading, column in zip(headings, zip(*rows, strict=True), strict=True):
         lefts.append(right)
@@ -287,9 +287,7 @@ def _laid_entries(
     return [entry for entry in _entries(labels, classes, palette) if entry[1] not in unlaid]
 
 
-def _legend(
-    entries: Sequence[Entry], width: int, font: ImageFont.FreeTypeFont | ImageFont.ImageFont
-) -> Image.Image:
+def _legend(entries: Sequence[Entry], width: int, font: ImageFont.FreeTypeFont) -> Image.Image:
     """Names beside their colours, in as many columns as `width` holds; one may be wider than it."""
     swatch, line = 16, 24
     step = swatch + 8 + max((int(font.getlength(name)) for name, _ in entries), default=0) + 16
@@ -301,6 +299,13 @@ def _legend(
         draw.rectangle((left, top, left + swatch, top + swatch), colour, "#bbb")
         draw.text((left + swatch + 8, top + swatch // 2), name, "#222", font, anchor="lm")
     return legend
+
+
+def _font(size: int) -> ImageFont.FreeTypeFont:
+    """Matplotlib's own, for Pillow's has no more than Latin letters: not even ×."""
+    import matplotlib
+
+    return ImageFont.truetype(f"{matplotlib.get_data_path()}/fonts/ttf/DejaVuSans.ttf", size)
 
 
 def _colour_table(palette: ArrayLike) -> NDArray[np.uint8]:

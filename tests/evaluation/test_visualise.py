@@ -245,3 +245,12 @@ def test_malformed_sheets_are_told():
         preview_sheet([Row(picture(2, 3), None, label)], ["ground"], PALETTE)
     with pytest.raises(SegjaxError, match="same height and width"):
         sheet((picture(2, 4), None, label))
+
+
+def test_names_may_have_other_letters_than_latin_ones():
+    """Each drawn as itself, and none as the box that stands for a missing one."""
+    drawn = {
+        name: with_legend(picture(9, 99), np.ones((9, 99), int), ["", name], PALETTE[:2]).tobytes()
+        for name in ("×", "ß", "ж", "ω", "\uffff")
+    }
+    assert len(set(drawn.values())) == len(drawn)
