@@ -1,7 +1,8 @@
 """Label maps as pictures: colours, overlays, palette PNGs and a sheet to compare them by eye.
 
 Knows NumPy and Pillow, and a font of Matplotlib: no model, no data set, no score. A label map is
-`(H, W)` with class indices below N and 255 for void; a palette is uint8 `(N, 3)`, one RGB colour per class.
+`(H, W)` with class indices below N and 255 for void; a palette is uint8 `(N, 3)`, one RGB colour
+per class.
 """
 
 from collections.abc import Sequence
