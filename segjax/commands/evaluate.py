@@ -174,9 +174,9 @@ def _caption(
 ) -> str:
     """A picture's name, its IoU and, where the source numbers objects, how many were found."""
 
-    def told(what: Callable[[np.ndarray], str]) -> str:
-        beside = ", ".join(f"{name} {what(other)}" for name, other in others.items())
-        return what(label) + (f" ({beside})" if beside else "")
+    def beside(what: Callable[[np.ndarray], str]) -> str:
+        told = ", ".join(f"{name} {what(other)}" for name, other in others.items())
+        return f" ({told})" if told else ""
 
     def iou(label: np.ndarray) -> str:
         value = metrics.mean_iou_of_present(_confusion(example["label"], label, len(classes)))
@@ -185,10 +185,10 @@ def _caption(
     def count(label: np.ndarray) -> str:
         return str(components(label).max())
 
-    parts = [example["id"], f"IoU {told(iou)}"]
+    parts = [example["id"], f"IoU {iou(label)}{beside(iou)}"]
     if "instances" in example:
         true = np.count_nonzero(np.unique(example["instances"]))
-        parts.append(f"objects: {true} true, {told(count)} predicted")
+        parts.append(f"objects: {true} true, {count(label)} predicted{beside(count)}")
     return "    ".join(parts)
 
 

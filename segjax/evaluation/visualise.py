@@ -148,10 +148,10 @@ def errors(image: ArrayLike, truth: ArrayLike, prediction: ArrayLike) -> NDArray
 def preview_sheet(rows: Sequence[Row], classes: Sequence[str], palette: ArrayLike) -> Image.Image:
     """Sets pictures, their truth, their prediction and its errors side by side, over a legend.
 
-    Large pictures are reduced to at most 320 pixels a side, small ones enlarged by a whole
-    factor without smoothing. The legend names the classes that occur. Where the truth is void, so
-    is the prediction drawn, for it does not count there. The columns of truth and errors are left
-    out where no row has a truth.
+    Dark pictures are brightened until their greatest value is white. Large ones are reduced to at
+    most 320 pixels a side, small ones enlarged by a whole factor without smoothing. The legend
+    names the classes that occur. Where the truth is void, so is the prediction drawn, for it does
+    not count there. The columns of truth and errors are left out where no row has a truth.
 
     Args:
         rows: at least one.
@@ -170,7 +170,7 @@ def preview_sheet(rows: Sequence[Row], classes: Sequence[str], palette: ArrayLik
     cells: list[list[Image.Image | None]] = []
     labels = []
     for image, truth, prediction, _ in rows:
-        picture = _rgb(image)
+        picture = _brightened(_rgb(image))
         shown = np.asarray(prediction)
         _check_same_size(picture, shown)
         if truth is not None:
@@ -181,7 +181,7 @@ def preview_sheet(rows: Sequence[Row], classes: Sequence[str], palette: ArrayLik
         if truth is not None:
             labels.append(np.asarray(truth))
             drawn["truth"] = _thumbnail(colourise(truth, palette), Image.Resampling.NEAREST)
-            marked = errors(image, truth, prediction)
+            marked = errors(picture, truth, prediction)
             drawn["errors"] = _thumbnail(marked, Image.Resampling.LANCZOS)
         columns = ["truth", "prediction", "errors"] if with_truth else ["prediction"]
         thumbnail = _thumbnail(picture, Image.Resampling.LANCZOS)
@@ -343,6 +343,11 @@ def _rgb(image: ArrayLike) -> NDArray[np.uint8]:
         )
     pixels = np.rint(stored).astype(np.uint8)
     return np.repeat(pixels[..., :1], 3, axis=2) if pixels.shape[2] < 3 else pixels[..., :3]
+
+
+def _brightened(picture: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """As by a longer exposure: microscopes use a fraction of the 256 values."""
+    return np.rint(picture * (255 / max(picture.max(), 1))).astype(np.uint8)
 
 
 def _check_same_size(picture: NDArray[np.uint8], label: NDArray[np.integer]) -> None:

@@ -133,16 +133,26 @@ def test_sheet_enlarges_small_pictures_by_a_whole_factor():
     label = np.array([[1, 2], [2, 2], [2, 2]])  # 3 high: 320 // 3 = 106 times
     image = np.full((3, 2, 3), (10, 20, 30), np.uint8)
     pixels = sheet((image, label, label))
-    assert count(pixels, (10, 20, 30)) == 6 * 106**2
+    assert count(pixels, (85, 170, 255)) == 6 * 106**2  # brightened
     assert 2 * 106**2 < count(pixels, (128, 0, 0)) < 2 * 106**2 + 20**2  # and a swatch
     gap = 12
     assert pixels.shape[1] == 4 * (212 + gap) + gap
 
 
+def test_sheet_brightens_dark_pictures_alone():
+    label = np.full((160, 160), 1)
+    for brightest, told in ((50, 153), (255, 30)):
+        image = np.full((160, 160, 3), 30, np.uint8)
+        image[:, :80] = brightest
+        pixels = sheet((image, label, label))
+        assert 0 <= count(pixels, (told,) * 3) - 160 * 320 < 20  # and some of a letter's edge
+    assert sheet((np.zeros((160, 160, 3), np.uint8), label, label)).any()  # all black
+
+
 def test_sheet_reduces_large_pictures():
     label = np.full((400, 640), 1)
     image = np.full((400, 640, 3), (10, 20, 30), np.uint8)
-    assert count(sheet((image, label, label)), (10, 20, 30)) == 320 * 200
+    assert count(sheet((image, label, label)), (85, 170, 255)) == 320 * 200
 
 
 def test_sheet_has_rows_of_their_own_height_and_one_width_for_all_cells():
