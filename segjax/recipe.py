@@ -9,13 +9,14 @@ import dataclasses
 import inspect
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
 import jax
+import numpy as np
 import optax
 import tyro
 from flax import linen as nn
@@ -103,6 +104,13 @@ class Recipe(abc.ABC):
     def initial(self, variables: Any) -> Any:
         """The network's variables to start with, given random ones: fill in pretrained ones."""
         return variables
+
+    def baseline(self) -> Callable[[np.ndarray], np.ndarray] | None:
+        """A simpler method to show beside the network in its report, or by default none.
+
+        A frozen dataclass, as of `segjax.evaluation.baselines`: picture (H, W, C) -> label (H, W).
+        """
+        return None
 
     def loss(self, output: Any, example: Example) -> jax.Array:
         """The network's output and the batch (label (B, H, W)) -> scalar; by default cross-entropy.

@@ -5,7 +5,6 @@ from pathlib import Path
 
 import jax
 import tyro
-from PIL import Image
 
 from segjax.commands.run import Run
 from segjax.commands.trained import Which, load
@@ -54,7 +53,7 @@ def predict(
         stored, checkpoint, tile=tile, gaussian=gaussian, batch_size=tiles_at_a_time
     )
     logits = partial(logits, jax.device_put(variables))
-    palette = stored.rebuild("palette")
+    palette, classes = stored.rebuild("palette"), stored.rebuild("classes")
     ranges = getattr(bare(stored.rebuild("source")), "ranges", ())
     out.mkdir(parents=True, exist_ok=True)
     unread = []
@@ -69,7 +68,9 @@ def predict(
         label = predict_label(logits, image)
         visualise.save_mask(out / f"{path.stem}.png", label, palette)
         overlay = visualise.overlay(image, label, palette)
-        Image.fromarray(overlay).save(out / f"{path.stem}_overlay.png")
+        visualise.with_legend(overlay, label, classes, palette).save(
+            out / f"{path.stem}_overlay.png"
+        )
         print(f"{out / path.stem}.png  {path.stem}_overlay.png")
     if unread:
         done = len(images) - len(unread)

@@ -58,8 +58,17 @@ class Run:
         """Every field of the recipe by name, as plain values."""
         return self._part("fields")
 
+    @property
+    def recipe(self) -> str:
+        """The recipe's name."""
+        return self._part("recipe")
+
+    def has(self, part: str) -> bool:
+        """Whether there is such a part: not every recipe has a "baseline"."""
+        return part in self._stored
+
     def rebuild(self, part: str) -> Any:
-        """The "model", "normalise" or "source" (held-out data) of the recipe, made anew."""
+        """The "model", "normalise", "source" (held-out data) … of the recipe, made anew."""
         try:
             return _rebuild(self._part(part))
         except (ImportError, AttributeError, KeyError, TypeError, ValueError) as error:

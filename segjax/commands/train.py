@@ -17,7 +17,7 @@ from rich.progress import track
 
 import segjax
 from segjax.commands.command import CompilationCount, interruption
-from segjax.commands.evaluate import confusion_of, evaluate
+from segjax.commands.evaluate import batches_on_mesh, evaluate
 from segjax.commands.run import Run, read_json, start_run, write_whole
 from segjax.commands.step import Parts
 from segjax.commands.trained import load
@@ -58,6 +58,7 @@ def train(recipe: "Recipe", folder: Path, *, name: str) -> None:
             sources[split] = without(sources[split], tuple(map(int, broken)))
     canvases = {"train": [recipe.canvas], "val": recipe.buckets or [recipe.canvas]}
     audit.check(sources, canvases=canvases)
+    baseline = recipe.baseline()
     data, held_out = (_kept(source, recipe.cache) for source in sources.values())
     start_run(
         folder,
@@ -69,7 +70,8 @@ def train(recipe: "Recipe", folder: Path, *, name: str) -> None:
             "source": sources["val"],
             "classes": held_out.classes,
             "palette": held_out.palette,
-        },
+        }
+        | ({"baseline": baseline} if baseline else {}),
     )
     if recipe.skip_broken and jax.process_index() == 0:
         write_whole(folder / "skipped.json", json.dumps(skipped, indent=1))
@@ -97,18 +99,19 @@ def train(recipe: "Recipe", folder: Path, *, name: str) -> None:
 
         def evaluate_and_save(number: int, state: State) -> None:
             with log.paused():
-                scores = metrics.summary(
-                    confusion_of(
-                        partial(predict, state.variables),
-                        held_out,
-                        mesh,
-                        batch_size=recipe.batch_size,
-                        canvases=canvases["val"],
-                        workers=recipe.workers,
-                    )
+                batches = batches_on_mesh(
+                    held_out,
+                    mesh,
+                    batch_size=recipe.batch_size,
+                    canvases=canvases["val"],
+                    workers=recipe.workers,
                 )
+                confusion, loss = metrics.evaluate_with_loss(
+                    partial(predict, state.variables), batches, num_classes=len(held_out.classes)
+                )
+                scores = metrics.summary(confusion)
                 checkpoints.save(number, state, scores)
-                log.scores(number, scores)
+                log.scores(number, scores | {"loss": loss})
 
         with log, _telling_what_is_kept(checkpoints):
             if start:

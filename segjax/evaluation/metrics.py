@@ -4,19 +4,21 @@ Rows are the truth, columns the prediction. Each score is a function of an (N, N
 a class whose score has nothing in its divisor is NaN and is left out of means.
 """
 
-from collections.abc import Callable, Iterable, Mapping
+import itertools
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import ArrayLike
 
 from segjax.errors import SegjaxError, held
 
 
 def confusion_matrix(
-    labels: jax.Array, predictions: jax.Array, *, num_classes: int, ignore_label: int = 255
+    labels: ArrayLike, predictions: ArrayLike, *, num_classes: int, ignore_label: int = 255
 ) -> jax.Array:
     """Count the pixels of each (true, predicted) pair of classes, on the device.
 
@@ -91,31 +93,72 @@ def evaluate(
     Raises:
         SegjaxError: the network has another number of classes, or a label is outside of them.
     """
-    total = np.zeros(num_classes**2, np.int64)
+    confusion, _ = evaluate_with_loss(
+        predict, batches, num_classes=num_classes, ignore_label=ignore_label
+    )
+    return confusion
 
-    def add(counts: jax.Array, labels: Any) -> None:
-        counted = np.asarray(counts)
-        _check_inside(int(counted[-1]), num_classes, labels=labels)
-        total[:] += counted[:-1]
 
-    pending = None
+def evaluate_with_loss(
+    predict: Callable[[Any], Any],
+    batches: Iterable[Mapping[str, Any]],
+    *,
+    num_classes: int,
+    ignore_label: int = 255,
+) -> tuple[np.ndarray, float]:
+    """The confusion matrix as of `evaluate` and, in the same pass, the cross-entropy.
+
+    L = (1/n) Σ_x (log Σ_n exp s_n(x) - s_{y(x)}(x)) over the n valid pixels x of the whole data
+    set, without weights and of the main logits s alone, so that runs with different training losses
+    can be compared. It is no mean of batch means: but for rounding, it is the same for any batch
+    size, order and devices; NaN where no pixel is valid.
+    """
+    pairs, loss = np.zeros(num_classes**2, np.int64), 0.0
+    counted = _count(predict, batches, num_classes=num_classes, ignore_label=ignore_label)
+    before = None
+    for counts in itertools.chain(counted, [None]):
+        if before is not None:  # fetched a batch late, so that the device never waits
+            labels, of_batch, loss_of_batch = before
+            counted_pairs = np.asarray(of_batch)
+            _check_inside(int(counted_pairs[-1]), num_classes, labels=labels)
+            pairs += counted_pairs[:-1]
+            loss += float(loss_of_batch)
+        before = counts
+    confusion = pairs.reshape(num_classes, num_classes)
+    return confusion, float(_ratio(np.asarray(loss), confusion.sum()))
+
+
+def _count(
+    predict: Callable[[Any], Any],
+    batches: Iterable[Mapping[str, Any]],
+    *,
+    num_classes: int,
+    ignore_label: int,
+) -> Iterator[tuple[Any, jax.Array, jax.Array]]:
+    """Each batch's labels, its counts as of `_count_pairs`, and its summed cross-entropy."""
     for batch in batches:
-        logits = predict(batch["image"])
+        logits, labels = predict(batch["image"]), batch["label"]
         if logits.shape[-1] != num_classes:
             raise SegjaxError(
                 f"The network gives logits of {logits.shape[-1]} classes, expected {num_classes}; "
                 "evaluate it on data of its own classes."
             )
-        if pending is not None:  # fetched a batch late, so that the device never waits
-            add(*pending)
-        labels, predictions = batch["label"], logits.argmax(-1)
-        counts = _count_pairs(
-            labels, predictions, num_classes=num_classes, ignore_label=ignore_label
+        yield (
+            labels,
+            _count_pairs(
+                labels, logits.argmax(-1), num_classes=num_classes, ignore_label=ignore_label
+            ),
+            _summed_cross_entropy(labels, logits, ignore_label=ignore_label),
         )
-        pending = counts, labels
-    if pending is not None:
-        add(*pending)
-    return total.reshape(num_classes, num_classes)
+
+
+@partial(jax.jit, static_argnames="ignore_label")
+def _summed_cross_entropy(labels: jax.Array, logits: jax.Array, *, ignore_label: int) -> jax.Array:
+    """The sum of a batch's cross-entropies, pixel by pixel, as a float32 scalar."""
+    valid = labels != ignore_label
+    logits = jnp.asarray(logits, jnp.float32)
+    chosen = jnp.take_along_axis(logits, jnp.where(valid, labels, 0)[..., None], -1)[..., 0]
+    return jnp.where(valid, jax.nn.logsumexp(logits, axis=-1) - chosen, 0).sum()
 
 
 def _ratio(numerator: np.ndarray, denominator: np.ndarray) -> np.ndarray:
@@ -164,6 +207,14 @@ def mean_accuracy(confusion: np.ndarray) -> float:
 def mean_iou(confusion: np.ndarray) -> float:
     """Mean of the classes' IoU, mIoU (FCN, section 5); a class predicted but absent counts as 0."""
     return _mean(iou(confusion))
+
+
+def mean_iou_of_present(confusion: np.ndarray) -> float:
+    """Mean IoU of the classes that the truth has: the score of a single picture.
+
+    Where a class is predicted but absent, a stray pixel of it would cost as much as a whole class.
+    """
+    return _mean(iou(confusion)[confusion.sum(1) > 0])
 
 
 def frequency_weighted_iou(confusion: np.ndarray) -> float:

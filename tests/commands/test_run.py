@@ -17,6 +17,7 @@ from segjax.data.folder import Folder
 from segjax.data.shapes import Shapes
 from segjax.data.weight_map import Weighted
 from segjax.errors import SegjaxError
+from segjax.evaluation.baselines import Otsu
 from segjax.models import FCN, UNet
 
 UNET = UNet(3, widths=(4, 8, 16), padding="valid", norm="none", dropout=0.5)
@@ -303,3 +304,12 @@ def test_a_file_is_written_whole_or_not_at_all(tmp_path, monkeypatch):
     write_whole(path, "third: ø")
     assert path.read_text(encoding="utf-8") == "third: ø\n"
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_part_that_not_every_recipe_has(folder):
+    start(folder)
+    assert not Run(folder).has("baseline")
+    start(folder.with_name("second"), parts={"baseline": Otsu()})
+    assert Run(folder.with_name("second")).has("baseline")
+    same(Run(folder.with_name("second")).rebuild("baseline"), Otsu())
+    assert Run(folder).recipe == "unet_shapes"

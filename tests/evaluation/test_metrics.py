@@ -171,6 +171,34 @@ def test_evaluate_is_the_same_for_any_batch_size_order_and_devices(order, rows, 
     assert got.dtype == np.int64
 
 
+@settings(max_examples=8, deadline=None, derandomize=True)
+@given(st.permutations(range(RECORDS)), st.integers(1, 3), st.sampled_from(DEVICES))
+def test_the_loss_is_that_of_all_valid_pixels_for_any_batches(order, rows, devices):
+    confusion, loss = metrics.evaluate_with_loss(
+        lambda x: x.astype(jnp.float32) / 30,
+        batches(order, devices * rows, devices),
+        num_classes=CLASSES,
+    )
+    logits, valid = IMAGES[LABELS != 255] / 30, LABELS[LABELS != 255]
+    slow = [np.log(np.exp(s).sum()) - s[y] for s, y in zip(logits, valid, strict=True)]
+    assert loss == pytest.approx(np.mean(slow), rel=1e-5)
+    assert confusion.sum() == len(slow)
+
+
+def test_the_loss_where_nothing_is_valid_is_nan():
+    batch = {"image": IMAGES, "label": np.full_like(LABELS, 255)}
+    confusion, loss = metrics.evaluate_with_loss(
+        lambda x: jnp.asarray(x, jnp.float32), [batch], num_classes=CLASSES
+    )
+    assert not confusion.any() and np.isnan(loss)
+
+
+def test_a_single_pictures_score_is_over_the_classes_that_it_has():
+    confusion = np.array([[6, 0, 2], [0, 2, 0], [0, 0, 0]])
+    assert metrics.mean_iou_of_present(confusion) == (6 / 8 + 1) / 2
+    assert np.isnan(metrics.mean_iou_of_present(np.zeros((2, 2), int)))
+
+
 def test_evaluate_passes_the_ignored_label_on():
     batch = {"image": IMAGES, "label": LABELS % CLASSES}  # 255 becomes 0
     got = metrics.evaluate(lambda x: x, [batch], num_classes=CLASSES, ignore_label=0)
