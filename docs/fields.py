@@ -9,7 +9,7 @@ _SEVERAL = re.compile(r"^( {4})(\w+(?:, \w+)+): (.*(?:\n {8}.*)*)", re.MULTILINE
 
 
 class Fields(griffe.Extension):
-    """"Fields:" is Google's "Attributes:"; "height, width: …" is an entry for each of the names."""
+    """Fields are Google's Attributes; "height, width: …" is an entry for each of the names."""
 
     def on_object(self, *, obj: griffe.Object, **kwargs: Any) -> None:
         """Called for everything that was read."""
