@@ -1,7 +1,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test lint clean
+.PHONY: demo test lint docs clean
 
 demo: .venv/installed  ## train, evaluate and draw, on photographs that are kept here
 	$(BIN)/python experiments/unet_nuclei.py train
@@ -13,6 +13,9 @@ lint: .venv/installed-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+docs: .venv/installed-docs  ## the site, in build/site; runs the notebook
+	PATH="$(CURDIR)/$(BIN):$$PATH" NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 clean:
 	rm -rf .venv build dist *.egg-info
@@ -26,6 +29,10 @@ clean:
 
 .venv/installed-test: .venv/bin/python setup.cfg pyproject.toml
 	$(BIN)/pip install -q -e '.[test]'
+	touch $@ .venv/installed
+
+.venv/installed-docs: .venv/bin/python setup.cfg pyproject.toml
+	$(BIN)/pip install -q -e '.[docs]'
 	touch $@ .venv/installed
 
 .venv/installed-dev: .venv/bin/python setup.cfg pyproject.toml

@@ -128,9 +128,11 @@ class SETRPUP(SETRNaive):
 class SETRMLA(_SETR):
     """SETR-MLA: the maps of four blocks, summed from the deepest up, meet in one classifier.
 
-    t_i = [1×1 conv, batch norm, ReLU](layer norm(tokens_i)), m_i = t_i + m_(i+1),
-    p_i = [3×3 conv, batch norm, ReLU](m_i), s_i = ×4 of [3×3 conv, batch norm, ReLU] twice (p_i),
-    logits = resize(classifier(s_1 … s_n concatenated)). Each p_i has an auxiliary 1×1 classifier.
+        t_i = [1×1 conv, batch norm, ReLU](layer norm(tokens_i)), m_i = t_i + m_(i+1)
+        p_i = [3×3 conv, batch norm, ReLU](m_i), s_i = ×4 of [3×3 conv, batch norm, ReLU]²(p_i)
+        logits = resize(classifier(s_1 … s_n concatenated))
+
+    Each p_i has an auxiliary 1×1 classifier.
 
     Fields:
         num_classes: N.
