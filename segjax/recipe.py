@@ -6,6 +6,7 @@ commands audit, train, evaluate, predict, cost and show-augment of it.
 
 import abc
 import inspect
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -22,6 +23,7 @@ from segjax.commands.command import command
 from segjax.commands.cost import cost
 from segjax.commands.evaluate import evaluate
 from segjax.commands.predict import predict
+from segjax.commands.run import may_clear
 from segjax.commands.show_augment import show_augment
 from segjax.commands.train import train
 from segjax.data import augment, pipeline
@@ -115,22 +117,32 @@ def main(recipe: type[Recipe], argv: Sequence[str] | None = None) -> None:
         recipe: a concrete Recipe; its docstring is the help, its file's name the recipe's.
         argv: by default of the process.
     """
-    name = Path(inspect.getfile(recipe)).stem
+    file = getattr(sys.modules.get(recipe.__module__), "__file__", None)
+    name = Path(file).stem if file else recipe.__name__  # of a notebook
     home = Path("runs") / name
     given: Any = Annotated[
         recipe, tyro.conf.arg(name="")
     ]  # its fields as options, without a prefix
 
-    def train_(recipe: given, *, run: Path = home, distributed: bool = False) -> None:
+    def train_(
+        recipe: given,
+        *,
+        run: Path = home,
+        distributed: bool = False,
+        restart: bool = False,
+        yes: bool = False,
+    ) -> None:
         """Train, or go on with the run in the folder; then evaluate.
 
         Args:
             run: The run folder.
             distributed: Join the other processes of a cluster; each runs this same command.
+            restart: Remove the run in the folder, after a question, and start over.
+            yes: Do not ask.
         """
         if distributed:
             sharding.join_cluster()
-        train(recipe, run, name=name)
+        train(recipe, run, name=name, restart=restart and may_clear(run, yes=yes))
 
     def cost_(recipe: given, *, run: Path = home) -> None:
         """Compile the training step without data; print parameters, FLOPs, memory, compile time.

@@ -1,7 +1,12 @@
 """What surrounds a command: errors told by their text, compiled programs kept, a polite stop."""
 
+import errno
+import io
+import os
 import signal
+import socket
 import sys
+import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -29,25 +34,49 @@ class CompilationCount:
 
 
 @contextmanager
-def interruption() -> Iterator[Callable[[], bool]]:
-    """Ctrl-C or SIGTERM asks to stop after the step; a second one stops at once.
+def interruption() -> Iterator[Callable[[], int]]:
+    """Ctrl-C or SIGTERM asks to stop after the step, and is told so; a second one ends at once.
 
-    Only for a lone process: those of a cluster would have to stop after the same step.
+    Gives a function: the signal's number once it came, 0 before. Only for a lone process: those of
+    a cluster would have to stop after the same step.
     """
     asked: list[int] = []
 
-    def ask(number: int, frame: Any) -> None:
-        if asked:
-            raise KeyboardInterrupt
-        asked.append(number)
+    def listen() -> None:
+        while number := listener.recv(1)[0]:
+            if asked:
+                # Not as an exception: libraries' threads would tell theirs, and wait for each other.
+                os.write(2, _SHOW_CURSOR if sys.stderr.isatty() else b"")
+                os._exit(128 + number)
+            asked.append(number)
+            os.write(2, b"\nstopping after this step (again: at once)\n")
 
     numbers = (signal.SIGINT, signal.SIGTERM) if jax.process_count() == 1 else ()
-    before = {number: signal.signal(number, ask) for number in numbers}
+    # Python's own handlers wait until the main thread is back from XLA, which may take minutes;
+    # the system writes to this socket at once, and a thread reads.
+    listener, wakeup = socket.socketpair()
+    wakeup.setblocking(False)
+    thread = threading.Thread(target=listen, daemon=True)
+    thread.start()
+    fd = signal.set_wakeup_fd(wakeup.fileno()) if numbers else -1
+    before = {number: signal.signal(number, lambda *_: None) for number in numbers}
     try:
-        yield lambda: bool(asked)
+        yield lambda: asked[0] if asked else 0
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+        if numbers:
+            signal.set_wakeup_fd(fd)
+        wakeup.send(b"\0")
+        thread.join()
+        listener.close()
+        wakeup.close()
+
+
+_SHOW_CURSOR = b"\033[?25h"  # a progress bar has hidden it
+
+
+_ADVICE = "Correct the path or its permissions, remove what is in its place, or free the disk."
 
 
 def use_compilation_cache() -> None:
@@ -69,8 +98,11 @@ def command(
     prog: str | None = None,
     argv: Sequence[str] | None = None,
 ) -> None:
-    """Run a verb as a command: a SegjaxError is told by its text alone, with exit status 2."""
+    """Run a verb as a command: a user's or the disk's error is told by its text, with status 2."""
     use_compilation_cache()
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # names of files may hold any bytes
+            stream.reconfigure(errors="backslashreplace")
     try:
         tyro.extras.subcommand_cli_from_dict(
             dict(verbs), prog=prog, description=description, args=argv
@@ -78,3 +110,12 @@ def command(
     except SegjaxError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
+    except OSError as error:
+        if error.filename is None and error.errno != errno.ENOSPC:
+            raise
+        where = error.filename2 or error.filename or "the disk"
+        print(f"error: {where}: {error.strerror}. {_ADVICE}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print("Interrupted.", file=sys.stderr)
+        sys.exit(128 + signal.SIGINT)

@@ -31,14 +31,25 @@ def load(
     With `tile` it computes so many tiles at a time on this process's devices.
     """
     model: Any = run.rebuild("model")
-    images = jnp.zeros((1, *run.fields["crop"], run.fields["channels"]))
-    like = jax.eval_shape(lambda: model.init(jax.random.key(0), images))
+    normalise = run.rebuild("normalise")
+    images = jnp.zeros((1, *run.fields["crop"], run.fields["channels"]), jnp.uint8)
+    try:
+        like = jax.eval_shape(lambda: model.init(jax.random.key(0), normalise(images)))
+    except Exception as error:  # of any network and scaling, given what the file holds
+        raise SegjaxError(
+            f"{run.folder / 'recipe.json'}: its network or scaling cannot be used: {error}. "
+            "Restore the file."
+        ) from error
     with Checkpoints(run.folder / "checkpoints") as checkpoints:
         step = checkpoints.best if checkpoint == "best" else checkpoints.newest
         if step is None:
             raise SegjaxError(f"{run.folder}: no checkpoint yet. Train it first.")
         variables = checkpoints.restore(dict(like), step=step)
-    normalise = run.rebuild("normalise")
+    if model.num_classes != (classes := len(run.rebuild("classes"))):
+        raise SegjaxError(
+            f"{run.folder / 'recipe.json'}: its network has {model.num_classes} classes, but "
+            f"{classes} are named. Restore the file."
+        )
     if not tile:
         return step, make_predict(model, normalise=normalise), variables
     put = partial(sharding.put, mesh=sharding.make_mesh(jax.local_devices()))

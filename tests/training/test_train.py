@@ -12,10 +12,10 @@ import numpy as np
 import pytest
 from flax import linen as nn
 
+from segjax.commands.step import make_prepare
 from segjax.data.augment import Normalise, compose, random_flip, random_scale_crop
 from segjax.errors import SegjaxError
 from segjax.models import Output, UNet
-from segjax.commands.step import make_prepare
 from segjax.training import losses, optimizers, sharding
 from segjax.training.train import Every, State, fit, make_state, make_train_step, step_cost
 
