@@ -6,7 +6,6 @@ commands audit, train, evaluate, predict, cost and show-augment of it.
 
 import abc
 import inspect
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -21,6 +20,7 @@ from flax import linen as nn
 from segjax.commands.audit import audit_sources
 from segjax.commands.command import command
 from segjax.commands.cost import cost
+from segjax.commands.description import file_of
 from segjax.commands.evaluate import evaluate
 from segjax.commands.predict import predict
 from segjax.commands.run import may_clear
@@ -117,8 +117,8 @@ def main(recipe: type[Recipe], argv: Sequence[str] | None = None) -> None:
         recipe: a concrete Recipe; its docstring is the help, its file's name the recipe's.
         argv: by default of the process.
     """
-    file = getattr(sys.modules.get(recipe.__module__), "__file__", None)
-    name = Path(file).stem if file else recipe.__name__  # of a notebook
+    file = file_of(recipe)
+    name = file.stem if file else recipe.__name__
     home = Path("runs") / name
     given: Any = Annotated[
         recipe, tyro.conf.arg(name="")

@@ -17,6 +17,9 @@ import tyro
 from segjax import cache_folder
 from segjax.errors import SegjaxError
 
+_ADVICE = "Correct the path or its permissions, remove what is in its place, or free the disk."
+_SHOW_CURSOR = b"\033[?25h"  # a progress bar has hidden it
+
 
 class CompilationCount:
     """Counts what is compiled from now on, and what the cache on disk held ready."""
@@ -30,7 +33,8 @@ class CompilationCount:
         self.hits += event == "/jax/compilation_cache/cache_hits"
 
     def __str__(self) -> str:
-        return f"{self.misses} programs compiled, {self.hits} taken from the cache"
+        programs = "1 program" if self.misses == 1 else f"{self.misses} programs"
+        return f"{programs} compiled, {self.hits} taken from the cache"
 
 
 @contextmanager
@@ -40,18 +44,22 @@ def interruption() -> Iterator[Callable[[], int]]:
     Gives a function: the signal's number once it came, 0 before. Only for a lone process: those of
     a cluster would have to stop after the same step.
     """
+    numbers = (signal.SIGINT, signal.SIGTERM) if jax.process_count() == 1 else ()
     asked: list[int] = []
 
     def listen() -> None:
+        heard = 0
         while number := listener.recv(1)[0]:
-            if asked:
-                # Not as an exception: libraries' threads would tell theirs, and wait for each other.
+            if number not in numbers:
+                continue
+            heard += 1
+            if heard == 1:
+                os.write(2, b"\nstopping after this step (again: at once)\n")
+            else:
+                # No exception, of which each library's threads would make something of their own.
                 os.write(2, _SHOW_CURSOR if sys.stderr.isatty() else b"")
                 os._exit(128 + number)
-            asked.append(number)
-            os.write(2, b"\nstopping after this step (again: at once)\n")
 
-    numbers = (signal.SIGINT, signal.SIGTERM) if jax.process_count() == 1 else ()
     # Python's own handlers wait until the main thread is back from XLA, which may take minutes;
     # the system writes to this socket at once, and a thread reads.
     listener, wakeup = socket.socketpair()
@@ -59,7 +67,7 @@ def interruption() -> Iterator[Callable[[], int]]:
     thread = threading.Thread(target=listen, daemon=True)
     thread.start()
     fd = signal.set_wakeup_fd(wakeup.fileno()) if numbers else -1
-    before = {number: signal.signal(number, lambda *_: None) for number in numbers}
+    before = {number: signal.signal(number, lambda n, _: asked.append(n)) for number in numbers}
     try:
         yield lambda: asked[0] if asked else 0
     finally:
@@ -71,12 +79,6 @@ def interruption() -> Iterator[Callable[[], int]]:
         thread.join()
         listener.close()
         wakeup.close()
-
-
-_SHOW_CURSOR = b"\033[?25h"  # a progress bar has hidden it
-
-
-_ADVICE = "Correct the path or its permissions, remove what is in its place, or free the disk."
 
 
 def use_compilation_cache() -> None:
@@ -110,6 +112,9 @@ def command(
     except SegjaxError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
+    except BrokenPipeError:  # of `| head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # or Python tells it again as it ends
+        sys.exit(141)  # 128 + SIGPIPE, which Windows lacks
     except OSError as error:
         if error.filename is None and error.errno != errno.ENOSPC:
             raise

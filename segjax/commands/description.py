@@ -56,28 +56,33 @@ def less_files(value: Any) -> Any:
 def _place(cls: type) -> dict[str, str]:
     """Where a class is found again: module and name, and the file of a script's module."""
     module = sys.modules.get(cls.__module__)
-    name, file = _name(module), getattr(module, "__file__", None)
-    if "<locals>" in cls.__qualname__ or name == "__main__":
+    file = file_of(cls)
+    name = _name(cls.__module__, file)
+    if module is None or "<locals>" in cls.__qualname__ or name == "__main__":
         raise SegjaxError(
             f"The class {cls.__qualname__} could not be found again from the run folder, for it is "
             "defined in a function, a notebook or a command. Move it to the top of a file, "
             f"my_{cls.__name__.lower()}.py, and import it from there."
         )
     place = {"class": f"{name}:{cls.__qualname__}"}
-    if file and "." not in name and not hasattr(module, "__path__") and not _installed(Path(file)):
-        place["file"] = str(Path(file).absolute())
+    if file and "." not in name and not hasattr(module, "__path__") and not _installed(file):
+        place["file"] = str(file.absolute())
     return place
 
 
-def _name(module: ModuleType | None) -> str:
+def file_of(cls: type) -> Path | None:
+    """The file that a class is defined in; None of a notebook, a command or standard input."""
+    file = getattr(sys.modules.get(cls.__module__), "__file__", None)
+    return Path(file) if file and Path(file).is_file() else None  # "<stdin>" is none
+
+
+def _name(module: str, file: Path | None) -> str:
     """A module's name; of a script that is run, the one by which others import it."""
-    if module is None:
-        return "__main__"
-    if module.__name__ != "__main__":
-        return module.__name__
-    if spec := getattr(module, "__spec__", None):  # python -m name
+    if module != "__main__":
+        return module
+    if spec := getattr(sys.modules[module], "__spec__", None):  # python -m name
         return str(spec.name)
-    return Path(file).stem if (file := getattr(module, "__file__", None)) else "__main__"
+    return file.stem if file else module
 
 
 def _installed(file: Path) -> bool:

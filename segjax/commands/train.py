@@ -15,8 +15,8 @@ from rich.progress import track
 
 import segjax
 from segjax.commands.command import CompilationCount, interruption
-from segjax.commands.evaluate import confusion_of, evaluate
 from segjax.commands.description import describe
+from segjax.commands.evaluate import confusion_of, evaluate
 from segjax.commands.run import Run, as_json, clear_run, read_json, start_run, write_whole
 from segjax.commands.step import Parts
 from segjax.commands.trained import load
@@ -86,7 +86,7 @@ def train(recipe: "Recipe", folder: Path, *, name: str, restart: bool = False) -
             print(*broken.values(), f"{split}: {told} skipped.", sep="\n")
     predict = make_predict(parts.model, normalise=recipe.normalise)
 
-    with Checkpoints(folder / "checkpoints") as checkpoints, interruption() as interrupted:
+    with interruption() as interrupted, Checkpoints(folder / "checkpoints") as checkpoints:
         state, start = parts.make_state(), checkpoints.newest or 0
         state = checkpoints.restore(state, step=start) if start else _begin(recipe, state)
         log = RunLog(
@@ -211,7 +211,7 @@ def _check_classes(source: pipeline.Source, *, num_classes: int) -> None:
 def _broken(sources: Mapping[str, pipeline.Source], path: Path | None) -> dict[str, dict[str, str]]:
     """The examples of each split that cannot be read: index -> what is wrong with it.
 
-    As listed at the run's first start, so that a batch stays a function of (seed, step).
+    As listed in the file at the run's first start: a batch stays a function of (seed, step).
     """
     if path and path.exists():
         listed = read_json(path)

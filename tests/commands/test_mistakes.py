@@ -177,7 +177,7 @@ def test_predict_does_all_that_it_can(tmp_path, capsys):
     bad.write_text("no picture")
     command = ["predict", "--run", home, bad, good, tmp_path / "none.png"]
     told = run("unet_shapes", *command, fails=True, capsys=capsys)
-    assert "bad.png" in told and "none.png" in told and "The other 1 of 3 are done" in told
+    assert "bad.png" in told and "none.png" in told and "The other 1 of 3 is done" in told
     assert (home / "predictions/good.png").exists()
     told = run("unet_shapes", "predict", "--run", home, good, good, fails=True, capsys=capsys)
     assert "Several pictures would be written to" in told
