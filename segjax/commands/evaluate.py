@@ -14,10 +14,11 @@ from jax.sharding import Mesh
 from PIL import Image
 
 from segjax.commands.run import Run, write_whole
-from segjax.commands.trained import Which, load, moved
+from segjax.commands.trained import Which, held_out, load
 from segjax.data import pipeline
 from segjax.data.audit import evenly
 from segjax.data.weight_map import components
+from segjax.errors import SegjaxError
 from segjax.evaluation import metrics, report, visualise
 from segjax.inference.predict import Predict, predict_label, tiles
 from segjax.training import sharding
@@ -34,6 +35,7 @@ def evaluate(
     checkpoint: Which = "best",
     tile: int | None = None,
     gaussian: bool = False,
+    out: Path | None = None,
 ) -> dict[str, float]:
     """Score a run on its held-out data; write scores, curves and pictures to its report folder.
 
@@ -44,6 +46,7 @@ def evaluate(
         checkpoint: Which checkpoint.
         tile: Compute by tiles of at most so many pixels a side, for pictures that are too large.
         gaussian: Where windows are averaged (SETR), let their weights fall towards the border.
+        out: Where to write; by default `report` in the run folder.
 
     Returns:
         The overall scores by name.
@@ -52,9 +55,12 @@ def evaluate(
         SegjaxError: there is no such run, or its data cannot be read.
     """
     stored = Run(run)
-    source = stored.rebuild("source")
-    if data is not None:
-        source = moved(source, data)
+    source = held_out(stored, data)
+    if (given := tuple(source.classes)) != (named := stored.rebuild("classes")):
+        raise SegjaxError(
+            f"{run / 'recipe.json'}: its source has the classes {', '.join(given)}, the run "
+            f"{', '.join(named)}. Restore the file."
+        )
     batch_size = batch_size or stored.fields["batch_size"]
     canvases = [*map(tuple, stored.fields["buckets"] or [stored.fields["canvas"]])]
     mesh = sharding.make_mesh(jax.local_devices() if tile else None)
@@ -79,7 +85,7 @@ def evaluate(
     if jax.process_index() == 0:
         # Alone, without the other processes of a cluster.
         alone = on_mesh if tile else partial(predict, jax.device_put(variables))
-        _write_report(run, source, alone, step, confusion)
+        _write_report(run, out or run / "report", source, alone, step, confusion)
     return metrics.summary(confusion)
 
 
@@ -122,17 +128,20 @@ def confusion_by_tiles(
 
 def _write_report(
     folder: Path,
+    where: Path,
     source: pipeline.Source,
     predict: Predict,
     step: int,
     confusion: np.ndarray,
 ) -> None:
-    """Print the scores; write them, the curves, a preview sheet and overlays to `report`."""
-    classes, palette, where = source.classes, source.palette, folder / "report"
+    """Print the scores; write them, the curves, a preview sheet and overlays to the folder `where`."""
+    classes, palette = source.classes, source.palette
     (where / "overlays").mkdir(parents=True, exist_ok=True)
     overall = metrics.summary(confusion) | _object_scores(source, predict)
     per_class = metrics.per_class(confusion)
-    rich.print(report.score_table(classes, per_class, overall))
+    console = rich.get_console()
+    for table in report.score_tables(classes, per_class, overall, width=console.width):
+        console.print(table)
     write_whole(where / "scores.md", report.scores_markdown(classes, per_class, overall))
     finite = {name: None if math.isnan(value) else value for name, value in overall.items()}
     scores = {"step": step, **finite, "classes": classes, "confusion": confusion.tolist()}
@@ -149,7 +158,7 @@ def _write_report(
         Image.fromarray(overlay).save(where / f"overlays/{example['id']}.png")
     visualise.preview_sheet(rows, classes, palette).save(where / "preview.png")
     print(
-        f"Checkpoint of step {step}, {len(source)} pictures. Look at {where / 'preview.png'}, "
+        f"Checkpoint of step {step}, {len(source)} picture{'s' * (len(source) != 1)}. Look at {where / 'preview.png'}, "
         "and beside it curves.png, overlays/, scores.md and scores.json."
     )
 

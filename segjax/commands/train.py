@@ -19,7 +19,7 @@ from segjax.commands.description import describe
 from segjax.commands.evaluate import confusion_of, evaluate
 from segjax.commands.run import Run, as_json, clear_run, read_json, start_run, write_whole
 from segjax.commands.step import Parts
-from segjax.commands.trained import load
+from segjax.commands.trained import check_folder, load
 from segjax.data import audit, cache, pipeline
 from segjax.data.wrapper import bare, without
 from segjax.errors import SegjaxError
@@ -53,6 +53,9 @@ def train(recipe: "Recipe", folder: Path, *, name: str, restart: bool = False) -
     mesh = sharding.make_mesh()
     parts = Parts(recipe, mesh)
     sources = {"train": recipe.source("train"), "val": recipe.source("val")}
+    if hasattr(recipe, "data"):
+        for source in sources.values():
+            check_folder(source)
     describe([parts.model, recipe.normalise, sources["val"]])  # raises, before the data is read
     for source in sources.values():
         _check_classes(source, num_classes=parts.model.num_classes)

@@ -16,6 +16,7 @@ from segjax.training import sharding
 from segjax.training.checkpoint import Checkpoints
 
 Which = Literal["best", "newest"]
+_PLACES = ("root", "data_dir")  # fields of sources that name their folder
 
 
 def load(
@@ -64,9 +65,34 @@ def load(
     return step, predict, variables
 
 
+def held_out(run: Run, data: Path | None = None) -> Any:
+    """The held-out data of a run, or what lies in the folder `data` now.
+
+    Raises:
+        SegjaxError: its folder is not there, or it is not read from one.
+    """
+    source = run.rebuild("source")
+    if data is not None:
+        source = moved(source, data)
+    check_folder(source)
+    return source
+
+
+def check_folder(source: Any) -> None:
+    """Raise SegjaxError where the folder that a source is read from is not there."""
+    while hasattr(source, "source"):
+        source = source.source
+    for place in _PLACES:
+        folder = getattr(source, place, None)
+        if folder is not None and not Path(folder).exists():
+            raise SegjaxError(
+                f"{folder}: no data there. Name the folder where it lies with --data."
+            )
+
+
 def moved(source: Any, root: Path) -> Any:
     """The source, whose files lie in another folder now."""
-    for place in ("root", "data_dir"):
+    for place in _PLACES:
         if hasattr(source, place):
             return dataclasses.replace(source, **{place: root})
     if hasattr(source, "source"):

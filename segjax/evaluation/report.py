@@ -50,6 +50,30 @@ def score_table(
     return table
 
 
+def score_tables(
+    classes: Sequence[str],
+    per_class: Mapping[str, ArrayLike],
+    overall: Mapping[str, float],
+    *,
+    width: int,
+) -> list["Table"]:
+    """`score_table` in as many tables as lines of `width` need, so that no number is broken."""
+    from rich.console import Console
+
+    whole = score_table(classes, per_class, overall)
+    caption = str(whole.caption or "").splitlines()
+    whole.min_width = min(width, max(map(len, caption), default=0))  # at which it would be broken
+    if len(per_class) < 2 or Console(width=10_000).measure(whole).maximum <= width:
+        return [whole]
+    names = list(per_class)
+    half = len(names) // 2
+    parts = [{name: per_class[name] for name in part} for part in (names[:half], names[half:])]
+    return [
+        *score_tables(classes, parts[0], {}, width=width),
+        *score_tables(classes, parts[1], overall, width=width),
+    ]
+
+
 def scores_markdown(
     classes: Sequence[str], per_class: Mapping[str, ArrayLike], overall: Mapping[str, float]
 ) -> str:

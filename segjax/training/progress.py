@@ -156,8 +156,16 @@ class RunLog:
             return
         self._write(number, values)
         self._to_tensorboard("val", number, values)
-        told = "  ".join(f"{name} {float(value):.4f}" for name, value in values.items())
-        self.say(f"step {number}  {told}")
+        told = [f"{name} {float(value):.4f}" for name, value in values.items()]
+        lines = [f"step {number}"]
+        # At the width of a terminal, which would break within a number; a file's lines stay whole.
+        width = self._console.width if self._console.is_terminal else math.inf
+        for score in told:
+            if len(lines[-1]) + 2 + len(score) <= width:
+                lines[-1] += f"  {score}"
+            else:
+                lines.append(f"  {score}")
+        self.say("\n".join(lines))
 
     def say(self, text: str) -> None:
         """Prints a line, above the bar if there is one."""
@@ -193,7 +201,8 @@ class RunLog:
 
     def _to_tensorboard(self, group: str, number: int, values: Mapping[str, float]) -> None:
         for name, value in values.items():
-            self._events.add_scalar(f"{group}/{name}", float(value), number)
+            if math.isfinite(value):  # of others tensorboardX warns: before the second step no rate
+                self._events.add_scalar(f"{group}/{name}", float(value), number)
         self._events.flush()
 
     def _show(self, number: int, learning_rate: float, now: float, last: bool) -> None:
