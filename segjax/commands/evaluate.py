@@ -134,7 +134,7 @@ def _write_report(
     step: int,
     confusion: np.ndarray,
 ) -> None:
-    """Print the scores; write them, the curves, a preview sheet and overlays to the folder `where`."""
+    """Print the scores; write them, the curves, a preview sheet and overlays to `where`."""
     classes, palette = source.classes, source.palette
     (where / "overlays").mkdir(parents=True, exist_ok=True)
     overall = metrics.summary(confusion) | _object_scores(source, predict)
@@ -145,7 +145,7 @@ def _write_report(
     write_whole(where / "scores.md", report.scores_markdown(classes, per_class, overall))
     finite = {name: None if math.isnan(value) else value for name, value in overall.items()}
     scores = {"step": step, **finite, "classes": classes, "confusion": confusion.tolist()}
-    write_whole(where / "scores.json", json.dumps(scores))
+    write_whole(where / "scores.json", json.dumps(scores, ensure_ascii=False))
     if told := report.read_metrics(folder / "metrics.jsonl"):
         report.plot_curves(told, where / "curves.png")
 
@@ -157,8 +157,9 @@ def _write_report(
         overlay = visualise.overlay(image, label, palette)
         Image.fromarray(overlay).save(where / f"overlays/{example['id']}.png")
     visualise.preview_sheet(rows, classes, palette).save(where / "preview.png")
+    pictures = "1 picture" if len(source) == 1 else f"{len(source)} pictures"
     print(
-        f"Checkpoint of step {step}, {len(source)} picture{'s' * (len(source) != 1)}. Look at {where / 'preview.png'}, "
+        f"Checkpoint of step {step}, {pictures}. Look at {where / 'preview.png'}, "
         "and beside it curves.png, overlays/, scores.md and scores.json."
     )
 

@@ -121,7 +121,8 @@ def _in_folder(folder: Path) -> list[Path]:
             "folder, or the files."
         )
     if others := [path.name for path in held if path not in files]:
-        print(f"{folder}: {len(files)} pictures; passed over: {shown(others)}")
+        pictures = "1 picture" if len(files) == 1 else f"{len(files)} pictures"
+        print(f"{folder}: {pictures}; passed over: {shown(others)}")
     return files
 
 

@@ -221,7 +221,8 @@ def start_run(
 def write_whole(path: Path, text: str) -> None:
     """Write a text file whole or, where the process is killed meanwhile, not at all."""
     unfinished = path.with_name(path.name + ".partial")
-    unfinished.write_text(text + "\n", encoding="utf-8")
+    # A name of a file that is no Unicode becomes JSON's escape of it.
+    unfinished.write_text(text + "\n", encoding="utf-8", errors="backslashreplace")
     os.replace(unfinished, path)
 
 
