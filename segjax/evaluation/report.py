@@ -117,14 +117,14 @@ def read_metrics(path: Path | str) -> list[dict[str, Any]]:
     for number, line in enumerate(lines, 1):
         try:
             record = json.loads(line)
-        except ValueError:
+        except (ValueError, RecursionError):
             record = None
-        if isinstance(record, dict):
+        if isinstance(record, dict) and all(map(_is_number, record.values())):
             records.append(record)
         elif number < len(lines):
             start = line[:40].decode(errors="replace")
             raise SegjaxError(
-                f"{path}, line {number}: expected a JSON object, got {start!r}; "
+                f"{path}, line {number}: expected a JSON object of numbers, got {start!r}; "
                 "mend or delete the line."
             )
     return records
@@ -211,6 +211,10 @@ def _markdown_table(heading: Sequence[str], rows: Sequence[Sequence[str]]) -> st
     rule = ["---", *["---:"] * (len(heading) - 1)]
     lines = [[cell.replace("|", "\\|") for cell in row] for row in [heading, rule, *rows]]
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+
+
+def _is_number(value: Any) -> bool:
+    return value is None or isinstance(value, int | float)
 
 
 def _column(records: Sequence[Mapping[str, Any]], name: str) -> NDArray[np.float64]:

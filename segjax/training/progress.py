@@ -90,11 +90,11 @@ class RunLog:
         self._folder.mkdir(parents=True, exist_ok=True)
         metrics = self._folder / "metrics.jsonl"
         _drop_lines_after(metrics, self._start)
-        self._lines = metrics.open("a", encoding="utf-8", buffering=1)  # flushed at each newline
         # purge_step hides the events beyond the checkpoint, which an earlier process has written.
         self._events = SummaryWriter(
             str(self._folder / "tensorboard"), purge_step=self._start + 1, flush_secs=10
         )
+        self._lines = metrics.open("a", encoding="utf-8", buffering=1)  # flushed at each newline
         if self._console.is_terminal:
             self._bar = Progress(
                 MofNCompleteColumn(),
@@ -253,7 +253,7 @@ def _drop_lines_after(path: Path, step: int) -> None:
     for number, line in enumerate(lines, 1):
         try:
             keep = json.loads(line)["step"] <= step
-        except (ValueError, TypeError, KeyError):
+        except (ValueError, TypeError, KeyError, RecursionError):
             # Broken elsewhere than at the end: not a killed run's doing, so for a person to see.
             keep = number < len(lines)
         if keep:
