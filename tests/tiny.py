@@ -1,4 +1,4 @@
-"""A recipe that trains in a moment, for tests of what follows training: see conftest's `trained`."""
+"""A recipe that trains in a moment, for tests of what follows training; `trained` is its run."""
 
 from dataclasses import dataclass
 from pathlib import Path

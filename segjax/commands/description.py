@@ -78,6 +78,8 @@ def file_of(cls: type) -> Path | None:
 
 def _name(module: str, file: Path | None) -> str:
     """A module's name; of a script that is run, the one by which others import it."""
+    if file and module == str(file):  # as `_module` names a second one of a name
+        return file.stem
     if module != "__main__":
         return module
     if spec := getattr(sys.modules[module], "__spec__", None):  # python -m name

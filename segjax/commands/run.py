@@ -34,14 +34,13 @@ from segjax.errors import SegjaxError
 # What may differ when a run is taken up again; all else would make it another run.
 _MAY_CHANGE = frozenset({"steps", "evaluate_every", "log_every", "data", "workers", "cache"})
 # What a run writes to its folder but for predictions, of which other files may be kept.
-OF_A_RUN = (
+_OF_A_RUN = (
     "environment.json",
     "skipped.json",
     "metrics.jsonl",
     "checkpoints",
     "tensorboard",
     "report",
-    "recipe.json",
 )
 _PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
 
@@ -180,6 +179,7 @@ def start_run(
     name: str,
     fields: Mapping[str, Any],
     parts: Mapping[str, Any],
+    restart: bool = False,
 ) -> None:
     """Make a run folder, or make sure that the one there is of the same recipe; note the start.
 
@@ -188,6 +188,7 @@ def start_run(
         name: of the recipe.
         fields: its fields, plain values or dataclasses of them.
         parts: what `Run.rebuild` gives back, dataclasses of plain values.
+        restart: of a run there, remove what it has written instead.
 
     Raises:
         SegjaxError: the folder holds another recipe, other fields of it, or other things.
@@ -203,12 +204,15 @@ def start_run(
     # Listed first, for the first process of several may be writing the recipe just now.
     held = {p.name for p in folder.iterdir()} if folder.is_dir() else set()
     if path.exists():
-        Run(folder)._compare(wanted)
+        if not restart:
+            Run(folder)._compare(wanted)
     elif folder.is_file() or held - {"recipe.json.partial"}:
         raise SegjaxError(
             f"{folder}: exists, but holds no run (no recipe.json). Name another folder with --run."
         )
     if jax.process_index() == 0:
+        if restart:
+            _clear(folder)
         folder.mkdir(parents=True, exist_ok=True)
         write_whole(path, as_json(wanted))
         starts = folder / "environment.json"
@@ -260,12 +264,12 @@ def may_clear(folder: Path, *, yes: bool) -> bool:
     raise SegjaxError(f"{question} Say so with --yes, or name another folder with --run.")
 
 
-def clear_run(folder: Path) -> None:
-    """Remove what a run has written to its folder, and nothing else; recipe.json at last.
+def _clear(folder: Path) -> None:
+    """Remove what a run has written to its folder, and nothing else.
 
-    Where it is interrupted, the folder still holds a run, so that it can be done again.
+    But for recipe.json, which is written anew next: the folder holds a run all the time.
     """
-    for name in OF_A_RUN:
+    for name in _OF_A_RUN:
         for path in (folder / f"{name}.partial", folder / name):
             if path.is_dir() and not path.is_symlink():
                 shutil.rmtree(path)

@@ -17,7 +17,7 @@ import segjax
 from segjax.commands.command import CompilationCount, interruption
 from segjax.commands.description import describe
 from segjax.commands.evaluate import confusion_of, evaluate
-from segjax.commands.run import Run, as_json, clear_run, read_json, start_run, write_whole
+from segjax.commands.run import Run, as_json, read_json, start_run, write_whole
 from segjax.commands.step import Parts
 from segjax.commands.trained import check_folder, load
 from segjax.data import audit, cache, pipeline
@@ -66,10 +66,6 @@ def train(recipe: "Recipe", folder: Path, *, name: str, restart: bool = False) -
     canvases = {"train": [recipe.canvas], "val": recipe.buckets or [recipe.canvas]}
     audit.check(sources, canvases=canvases)
     data, held_out = (_kept(source, recipe.cache) for source in sources.values())
-    if restart:
-        if jax.process_index() == 0:
-            clear_run(folder)
-        sharding.wait_for_all("restart")
     start_run(
         folder,
         name=name,
@@ -81,7 +77,9 @@ def train(recipe: "Recipe", folder: Path, *, name: str, restart: bool = False) -
             "classes": held_out.classes,
             "palette": held_out.palette,
         },
+        restart=restart,
     )
+    sharding.wait_for_all("start")  # for the first may be removing checkpoints still
     if recipe.skip_broken and jax.process_index() == 0:
         write_whole(folder / "skipped.json", as_json(skipped))
         for split, broken in skipped.items():

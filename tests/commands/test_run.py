@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from segjax.commands.run import Run, start_run, write_whole
+from segjax.commands.run import Run, as_json, read_json, start_run, write_whole
 from segjax.data.augment import Normalise
 from segjax.data.folder import Folder
 from segjax.data.shapes import Shapes
@@ -337,3 +337,10 @@ def test_a_file_is_written_whole_or_not_at_all(tmp_path, monkeypatch):
     write_whole(path, "third: ø")
     assert path.read_text(encoding="utf-8") == "third: ø\n"
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_json_is_written_for_people(tmp_path):
+    told = {"train": {"3": "a 40×44 picture"}, os.fsdecode(b"\xff"): 1}
+    write_whole(tmp_path / "skipped.json", as_json(told))
+    assert "40×44" in (tmp_path / "skipped.json").read_text(encoding="utf-8")
+    assert read_json(tmp_path / "skipped.json") == told  # a name that is no Unicode, too
