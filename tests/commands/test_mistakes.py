@@ -196,7 +196,7 @@ def test_moved_data(folder, tmp_path, capsys):
     assert remedy in told
     told = run("unet_camvid", "train", *arguments, "--data", folder, fails=True, capsys=capsys)
     assert remedy in told
-    with pytest.raises(SegjaxError, match="no data there.*--data"):
+    with pytest.raises(SegjaxError, match=r"no data there.*--data"):
         audit_verb(home, out=tmp_path / "audit")
     run("unet_camvid", "evaluate", "--run", home, "--data", moved)
     assert (home / "report/scores.json").read_text() == scores
