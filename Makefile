@@ -3,8 +3,8 @@ BIN := .venv/bin
 
 .PHONY: demo test lint clean
 
-demo: .venv/installed  ## train, evaluate and draw, on the built-in data set
-	$(BIN)/python experiments/unet_shapes.py train
+demo: .venv/installed  ## train, evaluate and draw, on photographs that are kept here
+	$(BIN)/python experiments/unet_nuclei.py train
 
 test: .venv/installed-test
 	$(BIN)/python -m pytest -n 2  # most of the time is one core, compiling

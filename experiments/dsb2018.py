@@ -32,7 +32,7 @@ class DSB2018(Recipe):
         return Folder(
             self.data,
             classes=("background", "nucleus"),
-            palette=((20, 20, 40), (240, 200, 80)),
+            palette=((0, 0, 0), (240, 200, 80)),
             split=split,
             masks="masks_instance",
             instances=True,

@@ -1,4 +1,4 @@
-"""U-Net on the built-in data set: the demo, which needs no files."""
+"""U-Net on the built-in data set, which needs no files."""
 
 from dataclasses import dataclass
 

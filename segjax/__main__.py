@@ -1,21 +1,21 @@
-"""What needs no recipe: the verbs on a run folder, as python -m segjax predict RUN IMAGE…, and a
-table of the networks, python -m segjax models; prepare, which brings in a data set; and two of a
-recipe's, audit and show-augment.
+"""Evaluate and use trained networks, and look after their data. Training is a recipe's own verb:
+python experiments/unet_nuclei.py train.
 """
 
 import runpy
 import sys
+from importlib import import_module
 from pathlib import Path
+from typing import Any
 
 import tyro
 
-from segjax.commands.audit import audit
+import segjax
 from segjax.commands.command import command
-from segjax.commands.evaluate import evaluate
-from segjax.commands.models import models
-from segjax.commands.predict import predict
-from segjax.commands.prepare import prepare
 from segjax.errors import SegjaxError
+
+# Each is a function in a module of segjax.commands, both of that name.
+_VERBS = ("audit", "evaluate", "models", "predict", "prepare")
 
 
 def _run(recipe: Path, verb: str) -> None:
@@ -27,7 +27,7 @@ def _run(recipe: Path, verb: str) -> None:
 
 
 @tyro.conf.configure(tyro.conf.PositionalRequiredArgs)
-def show_augment(recipe: Path) -> None:
+def _show_augment(recipe: Path) -> None:
     """Draw what a recipe's augmentation makes of its training pictures, by the recipe's own verb.
 
     Args:
@@ -37,7 +37,7 @@ def show_augment(recipe: Path) -> None:
 
 
 @tyro.conf.configure(tyro.conf.PositionalRequiredArgs)
-def audit_recipe(recipe: Path) -> None:
+def _audit_recipe(recipe: Path) -> None:
     """Read the data of a recipe once and tell what is wrong with it, by the recipe's own verb.
 
     Args:
@@ -46,15 +46,24 @@ def audit_recipe(recipe: Path) -> None:
     _run(recipe, "audit")
 
 
-if __name__ == "__main__":
-    of_recipe = sys.argv[2:] and sys.argv[2].endswith(".py")
-    verbs = {
-        "audit": audit_recipe if of_recipe else audit,
-        "evaluate": evaluate,
-        "predict": predict,
-        "models": models,
-        "prepare": prepare,
-        "show-augment": show_augment,
+def main() -> None:
+    """The command `segjax`, also python -m segjax."""
+    argv = sys.argv[1:]
+    if argv == ["--version"]:
+        print(f"segjax {segjax.__version__}")
+        return
+    # Only the verb that is asked for is imported: `models` needs no JAX.
+    asked = [verb for verb in _VERBS if argv[:1] == [verb]] or _VERBS
+    verbs: dict[str, Any] = {
+        verb: getattr(import_module(f"segjax.commands.{verb}"), verb) for verb in asked
     }
-    argv = sys.argv[1:3] if of_recipe else sys.argv[1:]
-    command(verbs, description=__doc__, prog="python -m segjax", argv=argv)
+    verbs["show-augment"] = _show_augment
+    if argv[:1] in (["evaluate"], ["predict"]):
+        segjax.use_compilation_cache()
+    if argv[1:] and argv[1].endswith(".py"):
+        verbs["audit"], argv = _audit_recipe, argv[:2]  # the options are the script's
+    command(verbs, description=__doc__, prog="segjax", argv=argv)
+
+
+if __name__ == "__main__":
+    main()

@@ -5,18 +5,23 @@ commands audit, train, evaluate, predict, cost and show-augment of it.
 """
 
 import abc
+import dataclasses
 import inspect
-from collections.abc import Sequence
+import re
+import sys
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 import jax
+import numpy as np
 import optax
 import tyro
 from flax import linen as nn
 
+import segjax
 from segjax.commands.audit import audit_sources
 from segjax.commands.command import command
 from segjax.commands.cost import cost
@@ -102,12 +107,55 @@ class Recipe(abc.ABC):
         """The network's variables to start with, given random ones: fill in pretrained ones."""
         return variables
 
+    def baseline(self) -> Callable[[np.ndarray], np.ndarray] | None:
+        """A simpler method to show beside the network in its report, or by default none.
+
+        A frozen dataclass, as of `segjax.evaluation.baselines`: picture (H, W, C) -> label (H, W).
+        """
+        return None
+
     def loss(self, output: Any, example: Example) -> jax.Array:
         """The network's output and the batch (label (B, H, W)) -> scalar; by default cross-entropy.
 
         Weighted where the source gives weights, divided by the valid pixels in any case.
         """
         return losses.cross_entropy(output.logits, example.label, pixel_weights=example.weight)
+
+
+def _without_data(recipe: type[Recipe]) -> type[Recipe]:
+    """The recipe, whose paths need not be given: for what reads no data."""
+    paths = [
+        (f.name, Path, field(default=Path()))
+        for f in dataclasses.fields(recipe)
+        if f.type is Path and f.default is f.default_factory is dataclasses.MISSING
+    ]
+    options: Any = {"frozen": True, "kw_only": True}
+    return dataclasses.make_dataclass(recipe.__name__, paths, bases=(recipe,), **options)
+
+
+def _check(recipe: type[Recipe]) -> None:
+    """Raise SegjaxError where a class lacks methods, or has fields that are no options."""
+    if missing := sorted(recipe.__abstractmethods__):
+        lines = [f"{recipe.__name__} lacks what every recipe has to say. Define:"]
+        for name in missing:
+            method = getattr(Recipe, name)
+            # Without the packages of the types, some of which are jaxlib's inner ones.
+            signature = re.sub(r"(\w+\.)+", "", str(inspect.signature(method)))
+            lines += [f"    def {name}{signature}:", f"        {inspect.getdoc(method)}"]
+        raise SegjaxError("\n".join(lines))
+    fields = {f.name for f in dataclasses.fields(recipe)}
+    for cls in recipe.__mro__[: recipe.__mro__.index(Recipe)]:
+        typed = {n for n, of in inspect.get_annotations(cls).items() if "ClassVar" not in str(of)}
+        if typed and issubclass(cls, Recipe) and "__dataclass_fields__" not in vars(cls):
+            raise SegjaxError(
+                f"{cls.__name__} is no dataclass, so what it sets ({', '.join(sorted(typed))}) is "
+                "no option. Write above the class: @dataclass(frozen=True, kw_only=True)"
+            )
+        if untyped := sorted(vars(cls).keys() & fields - typed):
+            raise SegjaxError(
+                f"{cls.__name__} sets {', '.join(untyped)} without a type, which a dataclass does "
+                "not see. Write the type too, as in steps: int = 700"
+            )
 
 
 def main(recipe: type[Recipe], argv: Sequence[str] | None = None) -> None:
@@ -117,12 +165,17 @@ def main(recipe: type[Recipe], argv: Sequence[str] | None = None) -> None:
         recipe: a concrete Recipe; its docstring is the help, its file's name the recipe's.
         argv: by default of the process.
     """
+    try:
+        _check(recipe)
+    except SegjaxError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
     file = file_of(recipe)
     name = file.stem if file else recipe.__name__
     home = Path("runs") / name
-    given: Any = Annotated[
-        recipe, tyro.conf.arg(name="")
-    ]  # its fields as options, without a prefix
+    unprefixed = tyro.conf.arg(name="")  # a recipe's fields as options of that very name
+    given: Any = Annotated[recipe, unprefixed]
+    without_data: Any = Annotated[_without_data(recipe), unprefixed]
 
     def train_(
         recipe: given,
@@ -144,7 +197,7 @@ def main(recipe: type[Recipe], argv: Sequence[str] | None = None) -> None:
             sharding.join_cluster()
         train(recipe, run, name=name, restart=restart and may_clear(run, yes=yes))
 
-    def cost_(recipe: given, *, run: Path = home) -> None:
+    def cost_(recipe: without_data, *, run: Path = home) -> None:
         """Compile the training step without data; print parameters, FLOPs, memory, compile time.
 
         Args:
@@ -167,7 +220,9 @@ def main(recipe: type[Recipe], argv: Sequence[str] | None = None) -> None:
         Args:
             out: Where to write audit.html and audit.json.
         """
-        audit_sources({split: recipe.source(split) for split in ("train", "val")}, out)
+        sources = {split: recipe.source(split) for split in get_args(Split)}
+        where = Path(getattr(recipe, "data", name))
+        audit_sources(sources, out, where=where)
 
     commands = {
         "audit": audit_,
@@ -177,4 +232,5 @@ def main(recipe: type[Recipe], argv: Sequence[str] | None = None) -> None:
         "cost": cost_,
         "show-augment": show_augment_,
     }
+    segjax.use_compilation_cache()
     command(commands, description=inspect.getdoc(recipe) or "", argv=argv)

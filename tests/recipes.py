@@ -23,6 +23,7 @@ SMALL = {
     "setr_pup_camvid": "--canvas 40 44 --crop 32 32 --width 8 --depth 2 --heads 2 "
     "--decoder-channels 4 --auxiliary-taps 0 1",
     "unet_dsb2018": "--canvas 40 44 --crop 32 32 --widths 4 8",
+    "unet_nuclei": "--canvas 40 44 --crop 32 32 --widths 4 8",
     "unetplusplus_dsb2018": "--canvas 40 44 --crop 32 32 --widths 4 8",
 }
 SMALL["fcn8s_voc"] = SMALL["fcn8s_camvid"] + " --buckets 40 44 48 48"

@@ -5,5 +5,3 @@ folder, and tells mistakes in one line. `command` is what surrounds every verb, 
 folder, `trained` what a run has trained, `step` a recipe's training step. Not here: anything that a
 program would import to build on; that takes its arguments from the packages beside this one.
 """
-
-from segjax.commands.run import Run as Run

@@ -1,8 +1,10 @@
 """The verb that tells what is wrong with a data set."""
 
 import dataclasses
+import re
 import sys
 from collections.abc import Mapping
+from datetime import datetime
 from pathlib import Path
 
 import numpy as np
@@ -14,9 +16,10 @@ from segjax.commands.run import Run, write_whole
 from segjax.commands.trained import held_out
 from segjax.data import audit as auditing
 from segjax.data import audit_page, layouts, pipeline
+from segjax.data.audit import Audit
 from segjax.data.folder import Folder
 from segjax.data.labels import voc_palette
-from segjax.data.pictures import Ranges, Values
+from segjax.data.pictures import Ranges, Values, read_picture
 from segjax.data.wrapper import bare
 from segjax.errors import SegjaxError
 from segjax.evaluation import visualise
@@ -33,13 +36,18 @@ def audit(
     ranges: Ranges = (),
     values: Values = (),
     instances: bool = False,
+    images: str = "images",
+    masks: str = "masks",
+    endings: tuple[str, str] = ("", ""),
+    split: tuple[str, ...] = (),
     data: Path | None = None,
     out: Path = Path("audit"),
 ) -> None:
     """Read a data set once and tell what is wrong with it; the exit status is 1 for errors.
 
     Args:
-        source: A folder with images/ and masks/, its splits folders or lists in it;
+        source: A folder with images/ and masks/ (or --images and --masks), its splits folders or
+            lists in it;
             a data set in the folders of its authors, see --layout;
             a run folder, whose held-out data is read;
             or the script of a recipe, followed by its own options.
@@ -49,6 +57,10 @@ def audit(
         ranges: Lowest and highest of a folder's picture values, once or for each channel.
         values: Values of a folder's masks, each followed by its class: 255 1.
         instances: A folder's masks hold numbers of instances, 0 = background.
+        images: The folder of pictures within the folder.
+        masks: The folder of masks within it; it may be the same.
+        endings: What ends the names of pictures and of masks: "" _mask for a.jpg and a_mask.png.
+        split: Which splits of a folder; by default all that are found.
         data: Where the data of a run lies now, if it has moved.
         out: Where to write audit.html and audit.json.
 
@@ -56,11 +68,13 @@ def audit(
         SegjaxError: there is no such data, or options that exclude each other.
     """
     is_run = (source / "recipe.json").exists()
-    described = any((classes, channels != 3, ranges, values, instances))
-    if is_run + described + bool(layout) > 1:
+    of_files = (channels, ranges, values, instances, images, masks, endings)
+    described = classes or split or of_files != (3, (), (), False, "images", "masks", ("", ""))
+    if is_run + bool(described) + bool(layout) > 1:
         raise SegjaxError(
             f"{source}: a run folder and a --layout know their pictures and masks. Drop --classes, "
-            "--channels, --ranges, --values and --instances; and --layout for a run folder."
+            "--channels, --ranges, --values, --instances, --images, --masks, --endings and "
+            "--split; and --layout for a run folder."
         )
     if data and not is_run:
         raise SegjaxError(f"{source} is no run folder, whose data may have moved; drop --data.")
@@ -71,24 +85,33 @@ def audit(
         sources = dict(layouts.splits(source, layout))
     else:
         names = tuple(map(str, range(classes or (2 if instances else 255))))
-        whole = Folder(
-            source,
-            names,
-            voc_palette(len(names)),
-            values=values,
-            channels=channels,
-            ranges=ranges,
-            instances=instances,
-        )
-        sources = {split: dataclasses.replace(whole, split=split) for split in _splits(source)}
-        sources = sources or {source.name: whole}
-    audit_sources(sources, out)
+        try:
+            whole = Folder(
+                source,
+                names,
+                voc_palette(len(names)),
+                values=values,
+                channels=channels,
+                images=images,
+                masks=masks,
+                endings=endings,
+                ranges=ranges,
+                instances=instances,
+                complete=False,
+            )
+            found = split or _splits(source / images, source)
+            sources = {name: dataclasses.replace(whole, split=name) for name in found}
+            audit_sources(sources or {source.name: whole}, out, where=source, in_options=True)
+        except SegjaxError as error:
+            raise SegjaxError(_in_options(str(error))) from error
+        return
+    audit_sources(sources, out, where=source)
 
 
-def _splits(root: Path) -> list[str]:
-    """The subfolders of images/, and the lists: not every *.txt is one, a README is not."""
-    stems = {path.stem for path in root.glob("images/*")}
-    splits = {path.name for path in root.glob("images/*/")}
+def _splits(images: Path, root: Path) -> list[str]:
+    """The folders of pictures, and the lists: not every *.txt is one, a README is not."""
+    stems = {path.stem for path in images.glob("*")}
+    splits = {path.name for path in images.glob("*/")} if images.name else set()
     for path in root.glob("*.txt"):
         first = path.read_text("utf-8-sig", errors="replace").strip().partition("\n")[0].strip()
         if {first, Path(first).stem} & stems:  # with a suffix, Folder tells how to write it
@@ -98,31 +121,93 @@ def _splits(root: Path) -> list[str]:
     return sorted(splits)
 
 
-def audit_sources(sources: Mapping[str, pipeline.Source], out: Path) -> None:
+def _in_options(text: str) -> str:
+    """A message that names arguments of Python, in the words of the command line."""
+
+    def pairs(found: re.Match[str]) -> str:
+        numbers = re.findall(r"-?[\d.]+", found[2])
+        return " ".join([f"--{found[1]}", *numbers])
+
+    text = re.sub(r"\b(values|ranges)=\(((?:\([^()]*\),? ?)+)\)", pairs, text)
+    text = text.replace('endings=("", "_mask")', '--endings "" _mask')
+    text = re.sub(r"; complete=False leaves out[^.]*", "", text)
+    text = re.sub(r"\bsplit=None takes", "no --split takes", text)
+    text = re.sub(r"\bsplit= ?(?=from)", "--split ", text)
+    text = re.sub(r"\b(split|channels)=(?=['\d])", r"--\1 ", text)
+    text = text.replace("`root`", "the folder").replace(", the last comma included", "")
+    return re.sub(
+        r"`(values|ranges|channels|classes|instances|images|masks|endings|split)`", r"--\1", text
+    )
+
+
+def audit_sources(
+    sources: Mapping[str, pipeline.Source], out: Path, *, where: Path, in_options: bool = False
+) -> None:
     """Audit sources by split: print what was found, write it to audit.html and audit.json.
 
     Exits with status 1 if there are errors.
+
+    Args:
+        sources: by split.
+        out: where to write.
+        where: what the page says was audited.
+        in_options: advice is told in options of the command line, not in arguments of Python.
     """
-    sources = {split: bare(source) for split, source in sources.items()}
+    sources = {split: _lenient(bare(source)) for split, source in sources.items()}
     found = auditing.audit(sources, track)
+    if in_options:
+        found = _told_in_options(found)
     for part in audit_page.renderables(found):
         rich.get_console().print(part, soft_wrap=True)  # or it would break names of files
-
-    def draw(split: str, i: int) -> np.ndarray | None:
-        try:
-            example = sources[split][i]
-        except SegjaxError:
-            return None
-        return visualise.overlay(example["image"], example["label"], sources[split].palette)
-
-    out.mkdir(parents=True, exist_ok=True)
     weights = {
         name: losses.class_weights(split.counts).tolist()
         for name, split in found.splits.items()
         if split.counts.any()
     }
+    page = audit_page.page(
+        found,
+        lambda split, i: _drawn(split, sources[split], i),
+        title=str(where.absolute()),
+        when=f"{datetime.now():%Y-%m-%d %H:%M}",
+        palette=next(iter(sources.values())).palette,
+        class_weights=weights,
+    )
+    out.mkdir(parents=True, exist_ok=True)
     write_whole(out / "audit.json", audit_page.as_json(found, weights))
-    write_whole(out / "audit.html", audit_page.page(found, draw))
+    write_whole(out / "audit.html", page)
     print(f"\nLook at {out / 'audit.html'}; audit.json beside it lists all.")
     if found.failed:
         sys.exit(1)
+
+
+def _lenient(source: pipeline.Source) -> pipeline.Source:
+    """A folder's pairs that are whole; what stands alone becomes a finding."""
+    return dataclasses.replace(source, complete=False) if isinstance(source, Folder) else source
+
+
+def _told_in_options(found: Audit) -> Audit:
+    findings = {
+        kind._replace(advice=_in_options(kind.advice)): [
+            case._replace(text=_in_options(case.text)) for case in cases
+        ]
+        for kind, cases in found.findings.items()
+    }
+    return dataclasses.replace(found, findings=findings)
+
+
+def _drawn(split: str, source: pipeline.Source, i: int) -> tuple[str, list[np.ndarray]]:
+    """The overlay of an example or, where its mask cannot be used, its files as they are."""
+    try:
+        example = source[i]
+        overlay = visualise.overlay(example["image"], example["label"], source.palette)
+        return f"{split}: {example['id']}", [overlay]
+    except SegjaxError:
+        if not hasattr(source, "pairs"):
+            return "", []
+    pair, pictures = source.pairs[i], []
+    for path in (pair.image, pair.mask):
+        try:
+            pictures.append(read_picture(path, page=pair.page))
+        except SegjaxError:
+            continue  # it is what the finding tells of
+    return f"{split}: {pair.id}", pictures

@@ -1,5 +1,6 @@
-"""What surrounds a command: errors told by their text, compiled programs kept, a polite stop."""
+"""What surrounds a command: errors told by their text, compilations counted, a polite stop."""
 
+import difflib
 import errno
 import io
 import os
@@ -7,15 +8,14 @@ import signal
 import socket
 import sys
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-import jax
 import tyro
 
-from segjax import cache_folder
-from segjax.errors import SegjaxError
+from segjax.errors import SegjaxError, SegjaxWarning
 
 _ADVICE = "Correct the path or its permissions, remove what is in its place, or free the disk."
 _SHOW_CURSOR = b"\033[?25h"  # a progress bar has hidden it
@@ -25,6 +25,8 @@ class CompilationCount:
     """Counts what is compiled from now on, and what the cache on disk held ready."""
 
     def __init__(self) -> None:
+        import jax  # here, for the verb `models` need not wait for it
+
         self.misses = self.hits = 0
         jax.monitoring.register_event_listener(self._listen)
 
@@ -44,6 +46,8 @@ def interruption() -> Iterator[Callable[[], int]]:
     Gives a function: the signal's number once it came, 0 before. Only for a lone process: those of
     a cluster would have to stop after the same step.
     """
+    import jax
+
     numbers = (signal.SIGINT, signal.SIGTERM) if jax.process_count() == 1 else ()
     asked: list[int] = []
 
@@ -81,18 +85,6 @@ def interruption() -> Iterator[Callable[[], int]]:
         wakeup.close()
 
 
-def use_compilation_cache() -> None:
-    """Keep compiled programs in the user's cache folder, so that they are compiled once only.
-
-    JAX_COMPILATION_CACHE_DIR names another folder.
-    """
-    if not jax.config.values["jax_compilation_cache_dir"]:
-        jax.config.update("jax_compilation_cache_dir", str(cache_folder("xla")))
-    # By default JAX keeps only what took it over a second.
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
-    jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
-
-
 def command(
     verbs: Mapping[str, Any],
     *,
@@ -100,12 +92,18 @@ def command(
     prog: str | None = None,
     argv: Sequence[str] | None = None,
 ) -> None:
-    """Run a verb as a command: a user's or the disk's error is told by its text, with status 2."""
-    use_compilation_cache()
+    """Run a verb as a command: a user's or the disk's error is told by its text, with status 2.
+
+    So is a SegjaxWarning, and the command goes on.
+    """
+    warnings.formatwarning = _format_warning
+    argv = sys.argv[1:] if argv is None else argv
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # names of files may hold any bytes
             stream.reconfigure(errors="backslashreplace")
     try:
+        if argv and argv[0] not in verbs and argv[0][:1] != "-":
+            raise SegjaxError(_no_verb(argv[0], verbs))
         tyro.extras.subcommand_cli_from_dict(
             dict(verbs), prog=prog, description=description, args=argv
         )
@@ -124,3 +122,20 @@ def command(
     except KeyboardInterrupt:
         print("Interrupted.", file=sys.stderr)
         sys.exit(128 + signal.SIGINT)
+
+
+_format_others = warnings.formatwarning
+
+
+def _format_warning(
+    message: Warning | str, category: type[Warning], *place: Any, **line: Any
+) -> str:
+    if issubclass(category, SegjaxWarning):
+        return f"warning: {message}\n"
+    return _format_others(message, category, *place, **line)
+
+
+def _no_verb(word: str, verbs: Iterable[str]) -> str:
+    near = difflib.get_close_matches(word, verbs, n=1)
+    meant = f"Did you mean {near[0]!r}? " if near else ""
+    return f"{word!r} is no verb. {meant}There are: {', '.join(verbs)}; each has --help."

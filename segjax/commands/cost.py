@@ -24,8 +24,9 @@ def cost(recipe: "Recipe") -> None:
     # Of a network without loops, for a loop's body is counted once.
     flops = step_flops(*_step_in_shapes(recipe, mesh, unrolled=True)) / mesh.size
     table = Table(
+        show_header=False,
         title=f"one training step of {recipe.batch_size} × {recipe.crop[0]}×{recipe.crop[1]} "
-        f"on {mesh.size} × {jax.devices()[0].device_kind}"
+        f"on {mesh.size} × {jax.devices()[0].device_kind}",
     )
     table.add_column("")
     table.add_column("", justify="right")

@@ -2,16 +2,16 @@
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
 import rich
 import tyro
 from jax.sharding import Mesh
-from PIL import Image
 
 from segjax.commands.run import Run, write_whole
 from segjax.commands.trained import Which, held_out, load
@@ -22,7 +22,9 @@ from segjax.errors import SegjaxError
 from segjax.evaluation import metrics, report, visualise
 from segjax.inference.predict import Predict, predict_label, tiles
 from segjax.training import sharding
+from segjax.training.train import Batch
 
+Labels = Callable[[np.ndarray], np.ndarray]  # picture (H, W, C) -> label (H, W)
 SHEET_ROWS = 6  # pictures on a preview sheet
 
 
@@ -74,31 +76,31 @@ def evaluate(
             print(tiles.plan(stored.rebuild("model"), canvas, tile))
         confusion = confusion_by_tiles(on_mesh, source, canvases=canvases)
     else:
-        confusion = confusion_of(
-            on_mesh,
+        batches = batches_on_mesh(
             source,
             mesh,
             batch_size=batch_size,
             canvases=canvases,
             workers=stored.fields["workers"],
         )
+        confusion = metrics.evaluate(on_mesh, batches, num_classes=len(source.classes))
     if jax.process_index() == 0:
         # Alone, without the other processes of a cluster.
         alone = on_mesh if tile else partial(predict, jax.device_put(variables))
-        _write_report(run, out or run / "report", source, alone, step, confusion)
+        where = out or run / "report"
+        _write_report(stored, where, source, partial(predict_label, alone), step, confusion)
     return metrics.summary(confusion)
 
 
-def confusion_of(
-    predict: Predict,
+def batches_on_mesh(
     source: pipeline.Source,
     mesh: Mesh,
     *,
     batch_size: int,
     canvases: Sequence[tuple[int, int]],
     workers: int,
-) -> np.ndarray:
-    """The confusion matrix of a source, each process reading its share."""
+) -> Iterator[Batch]:
+    """All of a source once, for `metrics.evaluate`, each process reading its share."""
     batches = pipeline.evaluation_batches(
         source,
         batch_size=batch_size,
@@ -107,8 +109,7 @@ def confusion_of(
         process=jax.process_index(),
         processes=jax.process_count(),
     )
-    on_devices = sharding.prefetch(batches, mesh)
-    return metrics.evaluate(predict, on_devices, num_classes=len(source.classes))
+    return sharding.prefetch(batches, mesh)
 
 
 def confusion_by_tiles(
@@ -127,36 +128,44 @@ def confusion_by_tiles(
 
 
 def _write_report(
-    folder: Path,
+    run: Run,
     where: Path,
     source: pipeline.Source,
-    predict: Predict,
+    label_of: Labels,
     step: int,
     confusion: np.ndarray,
 ) -> None:
     """Print the scores; write them, the curves, a preview sheet and overlays to `where`."""
     classes, palette = source.classes, source.palette
     (where / "overlays").mkdir(parents=True, exist_ok=True)
-    overall = metrics.summary(confusion) | _object_scores(source, predict)
+    overall = metrics.summary(confusion) | _object_scores(source, label_of)
     per_class = metrics.per_class(confusion)
+    baselines = _baselines(run)
+    others = {name: _scores(source, method) for name, method in baselines.items()}
     console = rich.get_console()
-    for table in report.score_tables(classes, per_class, overall, width=console.width):
+    for table in report.score_tables(classes, per_class, overall, others, width=console.width):
         console.print(table)
-    write_whole(where / "scores.md", report.scores_markdown(classes, per_class, overall))
-    finite = {name: None if math.isnan(value) else value for name, value in overall.items()}
-    scores = {"step": step, **finite, "classes": classes, "confusion": confusion.tolist()}
+    write_whole(where / "scores.md", report.scores_markdown(classes, per_class, overall, others))
+    scores = {"step": step, **_finite(overall), "classes": classes, "confusion": confusion.tolist()}
+    if others:
+        scores["others"] = {name: _finite(values) for name, values in others.items()}
     write_whole(where / "scores.json", json.dumps(scores, ensure_ascii=False))
-    if told := report.read_metrics(folder / "metrics.jsonl"):
-        report.plot_curves(told, where / "curves.png")
+    if told := report.read_metrics(run.folder / "metrics.jsonl"):
+        name = run.folder.resolve().name
+        title = name if name == run.recipe else f"{name} ({run.recipe})"
+        report.plot_curves(told, where / "curves.png", title=title)
 
     rows = []
     for i in evenly(len(source), SHEET_ROWS):
         example = source[i]
-        image, label = example["image"], predict_label(predict, example["image"])
-        rows.append((image, example["label"], label))
+        image, label = example["image"], label_of(example["image"])
+        methods = {name: method(image) for name, method in baselines.items()}
+        caption = _caption(example, label, methods, classes)
+        rows.append(visualise.Row(image, example["label"], label, caption))
         overlay = visualise.overlay(image, label, palette)
-        Image.fromarray(overlay).save(where / f"overlays/{example['id']}.png")
-    visualise.preview_sheet(rows, classes, palette).save(where / "preview.png")
+        with_legend = visualise.with_legend(overlay, label, classes, palette)
+        with_legend.save(where / f"overlays/{example['id']}.png")
+    visualise.preview_sheet(rows, classes, palette).save(where / "preview.png", optimize=True)
     pictures = "1 picture" if len(source) == 1 else f"{len(source)} pictures"
     print(
         f"Checkpoint of step {step}, {pictures}. Look at {where / 'preview.png'}, "
@@ -164,13 +173,67 @@ def _write_report(
     )
 
 
-def _object_scores(source: pipeline.Source, predict: Predict) -> dict[str, float]:
+def _baselines(run: Run) -> dict[str, Labels]:
+    """The recipe's baseline by its name, if it has one."""
+    if not run.has("baseline"):
+        return {}
+    baseline = run.rebuild("baseline")
+    return {type(baseline).__name__: baseline}
+
+
+def _caption(
+    example: Mapping[str, Any],
+    label: np.ndarray,
+    others: Mapping[str, np.ndarray],
+    classes: Sequence[str],
+) -> str:
+    """A picture's name, its IoU and, where the source numbers objects, how many were found."""
+
+    def beside(what: Callable[[np.ndarray], str]) -> str:
+        told = ", ".join(f"{name} {what(other)}" for name, other in others.items())
+        return f" ({told})" if told else ""
+
+    def iou(label: np.ndarray) -> str:
+        value = metrics.mean_iou_of_present(_confusion(example["label"], label, len(classes)))
+        return "–" if math.isnan(value) else f"{value:.3f}"
+
+    def count(label: np.ndarray) -> str:
+        return str(components(label).max())
+
+    parts = [example["id"], f"IoU {iou(label)}{beside(iou)}"]
+    if "instances" in example:
+        true = np.count_nonzero(np.unique(example["instances"]))
+        parts.append(f"objects: {true} true, {count(label)} predicted{beside(count)}")
+    return "    ".join(parts)
+
+
+def _scores(source: pipeline.Source, label_of: Labels) -> dict[str, float]:
+    """The overall scores of a method that labels one picture at a time."""
+    examples = (source[i] for i in range(len(source)))
+    confusion = sum(
+        _confusion(example["label"], label_of(example["image"]), len(source.classes))
+        for example in examples
+    )
+    return metrics.summary(np.asarray(confusion)) | _object_scores(source, label_of)
+
+
+def _confusion(truth: np.ndarray, label: np.ndarray, num_classes: int) -> np.ndarray:
+    counts = metrics.confusion_matrix(truth[None], label[None], num_classes=num_classes)
+    return np.asarray(counts, np.int64)
+
+
+def _object_scores(source: pipeline.Source, label_of: Labels) -> dict[str, float]:
     """Scores of objects where the source numbers them; the prediction's are its connected parts."""
     if "instances" not in source[0]:
         return {}
     counts = np.zeros(3, np.int64)
     for i in range(len(source)):
         example = source[i]
-        parts = components(predict_label(predict, example["image"]))
+        parts = components(label_of(example["image"]))
         counts += metrics.count_objects(example["instances"], parts)
     return metrics.object_scores(counts)
+
+
+def _finite(scores: Mapping[str, float]) -> dict[str, float | None]:
+    """JSON has no NaN."""
+    return {name: None if math.isnan(value) else value for name, value in scores.items()}

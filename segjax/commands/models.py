@@ -1,13 +1,15 @@
 """The verb that lists the networks."""
 
-from typing import Any
+import json
+from pathlib import Path
 
-import jax
-import jax.numpy as jnp
 import rich
 from rich.table import Table
 
-from segjax.models.variants import VARIANTS
+import segjax
+
+# Written by segjax.models.variants. Read, not computed, so that the list comes at once.
+_FIGURES = Path(segjax.__file__).parent / "models" / "variants.json"
 
 
 def models() -> None:
@@ -24,25 +26,14 @@ def models() -> None:
     table.add_column("network")
     for name in ("classes", "input", "parameters", "GFLOPs", "stride", "halo"):
         table.add_column(name, justify="right")
-    for name, (network, side, channels) in VARIANTS.items():
-        images = jax.ShapeDtypeStruct((1, side, side, channels), jnp.float32)
-        variables = jax.eval_shape(network.init, jax.random.key(0), images)
+    for name, of in json.loads(_FIGURES.read_text(encoding="utf-8")).items():
         table.add_row(
             name,
-            str(network.num_classes),
-            f"{side}×{side}×{channels}",
-            f"{sum(leaf.size for leaf in jax.tree.leaves(variables['params'])):,}",
-            f"{_flops(network, variables, images) / 1e9:,.1f}",
-            str(network.geometry.stride),
-            str(network.geometry.halo or "all"),
+            str(of["classes"]),
+            "×".join(map(str, of["input"])),
+            f"{of['parameters']:,}",
+            f"{of['gflops']:,.1f}",
+            str(of["stride"]),
+            str(of["halo"] or "all"),
         )
     rich.print(table)
-
-
-def _flops(network: Any, variables: Any, images: jax.ShapeDtypeStruct) -> float:
-    """Of a prediction, as it stands before compilation."""
-    if hasattr(network, "scan"):
-        network = network.clone(scan=False)  # XLA counts the body of a loop once
-    logits = jax.jit(lambda variables, images: network.apply(variables, images).logits)
-    found: Any = logits.lower(variables, images).cost_analysis()
-    return float(found["flops"])

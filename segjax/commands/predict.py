@@ -10,7 +10,6 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 import tyro
-from PIL import Image
 
 from segjax.commands import memory
 from segjax.commands.run import Run
@@ -70,7 +69,7 @@ def predict(
     _check_names(pictures, out)
     total = len(pictures) + len(unread)
     label = _labeller(stored, checkpoint, tile=tile, gaussian=gaussian)
-    palette = stored.rebuild("palette")
+    palette, classes = stored.rebuild("palette"), stored.rebuild("classes")
     for path, page, name in pictures:
         try:
             image = read(path, page=page)
@@ -78,7 +77,8 @@ def predict(
             overlay = visualise.overlay(image, labels, palette)
             out.mkdir(parents=True, exist_ok=True)
             visualise.save_mask(out / f"{name}.png", labels, palette)
-            Image.fromarray(overlay).save(out / f"{name}_overlay.png")
+            laid = visualise.with_legend(overlay, labels, classes, palette)
+            laid.save(out / f"{name}_overlay.png")
         except SegjaxError as error:
             unread.append(str(error))
         except OSError as error:  # a name that is too long there, a full disk

@@ -120,8 +120,17 @@ class Run:
         """Every field of the recipe by name, as plain values."""
         return self._stored["fields"]
 
+    @property
+    def recipe(self) -> str:
+        """The recipe's name."""
+        return self._stored["recipe"]
+
+    def has(self, part: str) -> bool:
+        """Whether there is such a part: not every recipe has a "baseline"."""
+        return part in self._stored
+
     def rebuild(self, part: str) -> Any:
-        """The "model", "normalise" or "source" (held-out data) of the recipe, made anew."""
+        """The "model", "normalise", "source" (held-out data) … of the recipe, made anew."""
         try:
             return rebuild(self._stored[part])
         except SegjaxError as error:

@@ -32,17 +32,14 @@ def show_augment(recipe: "Recipe", out: Path) -> None:
     draw, key = jax.jit(lambda key, batch: prepare(key, batch)[1]), jax.random.key(recipe.seed)
     rows = []
     for record in evenly(len(source), _SHEET[0]):
-        example = source[record]
+        example = pipeline.read_example(source, record)
         epochs = np.arange(_SHEET[1])
         batch = pipeline.pad_to_canvas([example] * len(epochs), recipe.canvas)
         drawn = draw(key, batch | {"epoch": epochs, "record": np.full(len(epochs), record)})
-        pairs = [(example["image"], example["label"]), *zip(drawn.image, drawn.label, strict=True)]
-        rows.append(
-            [
-                visualise.overlay(np.clip(image, 0, 255), label, source.palette)
-                for image, label in pairs
-            ]
-        )
+        pairs = [(example["image"], example["label"])]
+        pairs += zip(np.clip(drawn.image, 0, 255), drawn.label, strict=True)
+        sizes = ["×".join(map(str, label.shape)) for label in (example["label"], drawn.label[0])]
+        rows.append((f"{example['id']}    {sizes[0]}, augmented {sizes[1]}", pairs))
     out.parent.mkdir(parents=True, exist_ok=True)
-    visualise.mosaic(rows).save(out, "PNG")
+    visualise.augmentation_sheet(rows, source.classes, source.palette).save(out, "PNG")
     print(f"{out}: pictures on the left, beside each {_SHEET[1]} augmentations of it.")

@@ -3,7 +3,8 @@
 import dataclasses
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -16,7 +17,7 @@ from rich.progress import track
 import segjax
 from segjax.commands.command import CompilationCount, interruption
 from segjax.commands.description import describe
-from segjax.commands.evaluate import confusion_of, evaluate
+from segjax.commands.evaluate import batches_on_mesh, evaluate
 from segjax.commands.run import Run, as_json, read_json, start_run, write_whole
 from segjax.commands.step import Parts
 from segjax.commands.trained import check_folder, load
@@ -28,7 +29,7 @@ from segjax.inference.predict import make_predict
 from segjax.training import sharding
 from segjax.training.checkpoint import Checkpoints
 from segjax.training.progress import RunLog
-from segjax.training.train import Every, State, fit
+from segjax.training.train import Every, NotFinite, State, fit
 
 if TYPE_CHECKING:
     from segjax.recipe import Recipe
@@ -56,7 +57,9 @@ def train(recipe: "Recipe", folder: Path, *, name: str, restart: bool = False) -
     if hasattr(recipe, "data"):
         for source in sources.values():
             check_folder(source)
-    describe([parts.model, recipe.normalise, sources["val"]])  # raises, before the data is read
+    baseline = recipe.baseline()
+    # raises, before the data is read
+    describe([parts.model, recipe.normalise, sources["val"], baseline])
     for source in sources.values():
         _check_classes(source, num_classes=parts.model.num_classes)
     if recipe.skip_broken:
@@ -76,7 +79,8 @@ def train(recipe: "Recipe", folder: Path, *, name: str, restart: bool = False) -
             "source": sources["val"],
             "classes": held_out.classes,
             "palette": held_out.palette,
-        },
+        }
+        | ({"baseline": baseline} if baseline else {}),
         restart=restart,
     )
     sharding.wait_for_all("start")  # for the first may be removing checkpoints still
@@ -107,20 +111,21 @@ def train(recipe: "Recipe", folder: Path, *, name: str, restart: bool = False) -
 
         def evaluate_and_save(number: int, state: State) -> None:
             with log.paused():
-                scores = metrics.summary(
-                    confusion_of(
-                        partial(predict, state.variables),
-                        held_out,
-                        mesh,
-                        batch_size=recipe.batch_size,
-                        canvases=canvases["val"],
-                        workers=recipe.workers,
-                    )
+                batches = batches_on_mesh(
+                    held_out,
+                    mesh,
+                    batch_size=recipe.batch_size,
+                    canvases=canvases["val"],
+                    workers=recipe.workers,
                 )
+                confusion, loss = metrics.evaluate_with_loss(
+                    partial(predict, state.variables), batches, num_classes=len(held_out.classes)
+                )
+                scores = metrics.summary(confusion)
                 checkpoints.save(number, state, scores)
-                log.scores(number, scores)
+                log.scores(number, scores | {"loss": loss})
 
-        with log:
+        with log, _telling_what_is_kept(checkpoints):
             if start >= recipe.steps:
                 log.say(f"{folder}: at step {start} already, nothing is left to train")
             elif start:
@@ -152,6 +157,17 @@ def train(recipe: "Recipe", folder: Path, *, name: str, restart: bool = False) -
         )
         sys.exit(128 + number)
     evaluate(folder)
+
+
+@contextmanager
+def _telling_what_is_kept(checkpoints: Checkpoints) -> Iterator[None]:
+    """Add to the error of a spoilt state from where the training can go on."""
+    try:
+        yield
+    except NotFinite as error:
+        newest = checkpoints.newest
+        kept = f"The checkpoint of step {newest} is kept." if newest else "No checkpoint yet."
+        raise SegjaxError(f"{error} {kept}") from error
 
 
 def _begin(recipe: "Recipe", state: State) -> State:
@@ -223,9 +239,9 @@ def _broken(sources: Mapping[str, pipeline.Source], path: Path | None) -> dict[s
         )
     return {
         split: {
-            str(i): str(read)
+            str(i): str(read.error)
             for i, read in enumerate(audit.read_all(bare(source)))
-            if isinstance(read, SegjaxError)
+            if read.error
         }
         for split, source in sources.items()
     }

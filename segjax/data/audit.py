@@ -18,29 +18,41 @@ import numpy as np
 from PIL import Image
 
 from segjax.data.pictures import IGNORE, shown
+from segjax.data.pipeline import SCALED_TO_ONE, brightest, read_example
 from segjax.data.wrapper import Source, bare
 from segjax.errors import SegjaxError
 
 Track = Callable[[Iterable[Any], str, int], Iterable[Any]]
 _SAMPLES = 16  # examples that `check` reads whole
 _TOLD = 5  # errors that `check` tells
+_FEW = 5  # masks, below which no value is rare
 _ALIKE = 0.1  # pictures look alike whose fingerprints differ in less than this share of set bits
 
 
-class Reading(NamedTuple):
-    """What is kept of one example that was read.
+class Picture(NamedTuple):
+    """What is kept of a picture that was read.
 
-    size: (height, width).  counts: int (256,), pixels by label.  histogram: int (C, 256), pixels
-    by value.  content: equal for equal pictures.  fingerprint: uint64 (4,), of few differing bits
-    for pictures that look alike.
+    id: its example's.  size: (height, width).  histogram: int (C, 256), pixels by value.  content:
+    equal for equal pictures.  fingerprint: uint64 (4,), of few differing bits for pictures that
+    look alike.
     """
 
     id: str
     size: tuple[int, int]
-    counts: np.ndarray
     histogram: np.ndarray
     content: bytes
     fingerprint: np.ndarray
+
+
+class Reading(NamedTuple):
+    """What is kept of an example: its picture and int (256,) pixels by label, or what is wrong.
+
+    Of a picture whose mask cannot be used both `picture` and `error` are there.
+    """
+
+    picture: Picture | None
+    counts: np.ndarray | None
+    error: SegjaxError | None
 
 
 class Case(NamedTuple):
@@ -71,6 +83,18 @@ _ZERO_OR_IGNORED = Kind(
     "mask of nothing but 0 and 255",
     "255 = ignore. If it means foreground, say values=((255, 1),); values=((255, 255),) says that "
     "it does mean ignore.",
+)
+_MOSTLY_IGNORED = Kind(
+    False,
+    "most pixels are ignored",
+    "255 = ignore. If it means foreground, say values=((255, 1),). Else ask whether the rest is "
+    "enough to learn from.",
+)
+_RARE_VALUE = Kind(
+    False,
+    "value that few masks hold",
+    "If it is no class, correct these masks, or ignore it as said. Of masks that number objects, "
+    "say `instances`.",
 )
 _CHANNELS = Kind(
     True, "other number of channels", "A network takes one number: read all pictures alike."
@@ -104,12 +128,13 @@ class Split:
     """What the examples of a split hold, so far as they can be read.
 
     Fields:
-        examples: their number, those that cannot be read too.
-        sizes: (height, width) -> examples.
-        counts: int64 (examples that can be read, N), pixels of each class in each, of which
+        examples: their number, those that cannot be used too.
+        sizes: (height, width) -> pictures that can be read.
+        counts: int64 (examples that can be used, N), pixels of each class in each, of which
             `losses.class_weights` makes weights.
         ignored: pixels.
-        histogram: int64 (C, 256), pixels of each channel by value.
+        histogram: int64 (C, 256), pixels of each channel by value, of pictures that can be read.
+        passed_over: names of files beside them that are no pictures.
     """
 
     examples: int
@@ -117,6 +142,7 @@ class Split:
     counts: np.ndarray
     ignored: int
     histogram: np.ndarray
+    passed_over: tuple[str, ...] = ()
 
     @cached_property
     def pixels(self) -> np.ndarray:
@@ -155,15 +181,18 @@ def check(
         canvases: heights and widths, by split; each picture must fit into one.
 
     Raises:
-        SegjaxError: what is wrong, the first few of many.
+        SegjaxError: what is wrong, the first few of many; all examples read are floats in 0–1.
     """
     sources = {name: bare(source) for name, source in sources.items()}
     for name, source in sources.items():
         few = evenly(len(source), _SAMPLES)
-        broken, large = [], []
+        broken, large, highest = [], [], 0.0
         for i in range(len(source)) if hasattr(source, "size_of") else few:
             try:
-                size = source[i]["label"].shape if i in few else source.size_of(i)
+                if i in few:
+                    image = read_example(source, i)["image"]
+                    highest = max(highest, brightest(image))
+                size = image.shape[:2] if i in few else source.size_of(i)
             except SegjaxError as error:
                 broken.append(str(error))
                 continue
@@ -176,6 +205,8 @@ def check(
                 + ("\n…" if len(broken) > _TOLD else "")
                 + "\nThe verb audit lists all; train --skip-broken leaves them out."
             )
+        if 0 < highest <= 1:
+            raise SegjaxError(f"The pictures of {name} {SCALED_TO_ONE}")
         if large:
             needed = "×".join(str(max(sides)) for sides in zip(*large, strict=True))
             given = " or ".join(f"{height}×{width}" for height, width in canvases[name])
@@ -196,7 +227,7 @@ def evenly(length: int, most: int) -> list[int]:
     return np.linspace(0, length - 1, min(most, length)).astype(int).tolist()
 
 
-def read_all(source: Source) -> Iterator[Reading | SegjaxError]:
+def read_all(source: Source) -> Iterator[Reading]:
     """Read every example once, in order, by as many threads as there are processors."""
     with ThreadPoolExecutor(os.cpu_count()) as threads:
         yield from threads.map(partial(_read, source), range(len(source)))
@@ -206,7 +237,8 @@ def audit(sources: Mapping[str, Source], track: Track = lambda items, name, tota
     """Read every example of some splits once and tell what they hold and what is wrong.
 
     Args:
-        sources: by name of the split, all of the same classes.
+        sources: by name of the split, all of the same classes; 255 classes stand for "not known".
+            A `Folder` that is not `complete` has what lacks a partner told among the rest.
         track: shows progress: (items, split, their number) -> the same items.
 
     Raises:
@@ -220,40 +252,88 @@ def audit(sources: Mapping[str, Source], track: Track = lambda items, name, tota
     seen: list[_Seen] = []
     splits = {}
     for name, source in sources.items():
-        sizes: Counter[tuple[int, int]] = Counter()
-        counts, ignored = [np.zeros((0, len(classes)), np.int64)], 0
-        histogram = np.zeros((1, 256), np.int64)
-        ask = len(classes) > 1 and not _speaks_of_ignore(source)
-        for i, found in enumerate(track(read_all(source), name, len(source))):
-            if isinstance(found, SegjaxError):
-                kind = Kind(True, getattr(found, "kind", "unusable example"))
-                cases[kind].append(Case(((name, i),), str(found)))
-                continue
-            if sizes and found.histogram.shape != histogram.shape:
-                cases[_CHANNELS].append(Case(((name, i),), f"{name}: {found.id}"))
-                continue
-            seen.append(_Seen((name, i), found.id, found.content, found.fingerprint))
-            sizes[found.size] += 1
-            counts.append(found.counts[None, : len(classes)])
-            ignored += int(found.counts[IGNORE])
-            histogram = histogram + found.histogram
-            held = np.flatnonzero(found.counts).tolist()
-            if held == [IGNORE]:
-                cases[_NO_VALID].append(Case(((name, i),), f"{name}: {found.id}"))
-            elif held == [0, IGNORE] and ask:
-                cases[_ZERO_OR_IGNORED].append(Case(((name, i),), f"{name}: {found.id}"))
-        splits[name] = Split(len(source), dict(sizes), np.concatenate(counts), ignored, histogram)
+        readings = track(read_all(source), name, len(source))
+        splits[name] = _audit_split(name, source, readings, cases, seen)
     for name, split in splits.items():
         if split.pixels[0] and len(classes) > 1 and not split.pixels[1:].any():
             cases[_ONLY_ZERO].append(Case((), name))
+        if 2 * split.ignored > split.ignored + split.pixels.sum():
+            share = split.ignored / (split.ignored + split.pixels.sum())
+            cases[_MOSTLY_IGNORED].append(Case((), f"{name}: {share:.2%}"))
         for c, pixels in enumerate(split.pixels):
-            if not pixels and any(other.pixels[c] for other in splits.values()):
+            if len(split.counts) and not pixels and any(s.pixels[c] for s in splits.values()):
                 cases[_ABSENT].append(Case((), f"{name}: {classes[c]}"))
     for kind, together in _duplicates(seen):
         equals = " = " if kind in (_SAME, _SAME_ACROSS) else " ≈ "
         text = equals.join(f"{one.place[0]}: {one.id}" for one in together)
         cases[kind].append(Case(tuple(one.place for one in together), text))
     return Audit(classes, splits, dict(sorted(cases.items(), key=lambda item: not item[0].error)))
+
+
+def _audit_split(
+    name: str,
+    source: Source,
+    readings: Iterable[Reading],
+    cases: dict[Kind, list[Case]],
+    seen: "list[_Seen]",
+) -> Split:
+    """What a split holds; what is wrong within it is added to `cases`, each picture to `seen`."""
+    num_classes, files = len(source.classes), bare(source)
+    for problem in getattr(files, "unpaired", ()):
+        cases[Kind(True, problem.kind)].append(Case((), str(problem)))
+    ask = num_classes > 1 and not _speaks_of_ignore(source)
+    sizes: Counter[tuple[int, int]] = Counter()
+    histogram: np.ndarray = np.zeros((0, 256), np.int64)
+    labels: list[np.ndarray] = []
+    masks: list[Case] = []  # that are readable
+    for i, (picture, counts, error) in enumerate(readings):
+        if error:
+            kind = Kind(True, getattr(error, "kind", "unusable example"))
+            cases[kind].append(Case(((name, i),), str(error)))
+        if picture is None:
+            continue
+        here = Case(((name, i),), f"{name}: {picture.id}")
+        if sizes and len(picture.histogram) != len(histogram):
+            cases[_CHANNELS].append(here)
+            continue
+        seen.append(_Seen((name, i), picture.id, picture.content, picture.fingerprint))
+        histogram = picture.histogram + (histogram if sizes else 0)
+        sizes[picture.size] += 1
+        if counts is None:
+            continue
+        labels.append(counts)
+        masks.append(here)
+        held = np.flatnonzero(counts).tolist()
+        if held == [IGNORE]:
+            cases[_NO_VALID].append(here)
+        elif held == [0, IGNORE] and ask:
+            cases[_ZERO_OR_IGNORED].append(here)
+    by_value = np.array(labels, np.int64).reshape(-1, 256)
+    if num_classes == IGNORE:  # any value may be a class, or a slip
+        for case in _rare_values(by_value, masks):
+            cases[_RARE_VALUE].append(case)
+    return Split(
+        len(source),
+        dict(sizes),
+        by_value[:, :num_classes],
+        int(by_value[:, IGNORE].sum()),
+        histogram,
+        tuple(path.name for path in getattr(files, "passed_over", ())),
+    )
+
+
+def _rare_values(counts: np.ndarray, masks: Sequence[Case]) -> Iterator[Case]:
+    """The values that one in twenty masks holds or fewer, given (masks, 256) pixels by value."""
+    if len(masks) < _FEW:
+        return
+    for value in range(IGNORE):
+        among = np.flatnonzero(counts[:, value]).tolist()
+        if 0 < len(among) <= max(1, len(masks) // 20):
+            yield Case(
+                tuple(masks[i].examples[0] for i in among),
+                f"{value} in {len(among)} of {len(masks)} masks, {counts[:, value].sum()} pixels: "
+                f"{shown(masks[i].text for i in among)}; values=(({value}, 255),) would ignore it",
+            )
 
 
 def _speaks_of_ignore(source: Source) -> bool:
@@ -270,17 +350,31 @@ class _Seen(NamedTuple):
     fingerprint: np.ndarray
 
 
-def _read(source: Source, i: int) -> Reading | SegjaxError:
+def _read(source: Source, i: int) -> Reading:
     try:
-        example = source[i]
+        example = read_example(source, i)
     except SegjaxError as error:
-        return error.with_traceback(None)  # which holds the decoded pictures
-    image, label = example["image"], example["label"]
+        # Without the traceback, which holds the decoded pictures.
+        return Reading(_read_picture_alone(source, i), None, error.with_traceback(None))
+    label = Image.fromarray(example["label"])
+    counts = np.array(label.histogram(), np.int64)  # faster than np.bincount
+    return Reading(_picture(example["id"], example["image"]), counts, None)
+
+
+def _read_picture_alone(source: Source, i: int) -> Picture | None:
+    """The picture whose mask cannot be used, if the source can give it and it is not what fails."""
+    read = getattr(source, "picture_of", None)
+    try:
+        return read and _picture(*read(i))
+    except SegjaxError:
+        return None
+
+
+def _picture(id: str, image: np.ndarray) -> Picture:
     channels = [Image.fromarray(image[..., c].astype(np.uint8)) for c in range(image.shape[-1])]
-    return Reading(
-        example["id"],
-        label.shape,
-        np.array(Image.fromarray(label).histogram()),  # faster than np.bincount
+    return Picture(
+        id,
+        image.shape[:2],
         np.array([channel.histogram() for channel in channels]),
         hashlib.sha1(repr(image.shape).encode() + np.ascontiguousarray(image).data).digest(),
         _fingerprint(channels),

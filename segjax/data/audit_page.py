@@ -17,10 +17,11 @@ from segjax.data.pictures import IGNORE, shown
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
-Draw = Callable[[str, int], NDArray[np.uint8] | None]
+# (split, index) -> a caption and pictures uint8 (H, W, 3), none where there is nothing to see
+Draw = Callable[[str, int], tuple[str, Sequence[NDArray[np.uint8]]]]
 _CASES = 3  # told of each finding in the terminal
 _PICTURES = 6  # shown of each split and each finding on the page
-_LINES = 30  # cases told of each finding on the page
+_LINES = 5  # cases told of each finding on the page before the rest is folded
 _SIDE = 240  # of a picture on the page, in pixels
 _CHANNEL_COLOURS = ("#c33", "#3a3", "#33c", "#999")
 
@@ -31,7 +32,9 @@ td:first-child, th:first-child { text-align: left } tr { border-bottom: 1px soli
 .bar { background: #69c; height: .8em; display: inline-block }
 .error { color: #b00 } .warning { color: #a60 }
 figure { display: inline-block; margin: .5em; vertical-align: top } figcaption { font-size: 12px }
-svg { background: #f6f6f6 }
+.swatch { display: inline-block; width: .9em; height: .9em; margin-right: .5em;
+  border: 1px solid #999 }
+details { margin: .5em 0 } svg { background: #f6f6f6 }
 """
 
 
@@ -88,27 +91,50 @@ def as_json(audit: Audit, class_weights: Mapping[str, Sequence[float]]) -> str:
     )
 
 
-def page(audit: Audit, draw: Draw) -> str:
+def page(
+    audit: Audit,
+    draw: Draw,
+    *,
+    title: str,
+    when: str,
+    palette: Sequence[tuple[int, int, int]],
+    class_weights: Mapping[str, Sequence[float]],
+) -> str:
     """One HTML file that needs no other.
 
     Args:
         audit: what to show.
-        draw: (split, index) -> uint8 (H, W, 3), or None where there is nothing to see.
+        draw: an example's caption and pictures.
+        title: where the data lies.
+        when: it was read.
+        palette: N colours of the overlays, for their legend.
+        class_weights: by split, N weights of the classes.
     """
-    parts = [f"<!doctype html><meta charset=utf-8><title>Audit</title><style>{_STYLE}</style>"]
-    parts.append("<h1>Audit</h1>" + "".join(_findings(audit, draw)) + "<h2>Classes</h2>")
-    head = "".join(f"<th>{html.escape(name)}<th>" for name in audit.splits)
+    parts = [
+        "<!doctype html><html lang=en><meta charset=utf-8>"
+        '<meta name=viewport content="width=device-width, initial-scale=1">'
+        f"<title>Audit of {html.escape(title)}</title><style>{_STYLE}</style>"
+        f"<h1>Audit</h1><p>{html.escape(title)}<br>{html.escape(when)}"
+    ]
+    parts.append("".join(_findings(audit, draw)) + "<h2>Classes</h2>")
+    head = "".join(f"<th>{html.escape(name)}<th><th>weight" for name in audit.splits)
     parts.append(f"<table><tr><th>share of pixels{head}")
+    colours = dict(zip(audit.classes, palette, strict=True))
     for label, *shares in _shares(audit):
-        bars = "".join(
-            f"<td>{share}<td style=text-align:left><span class=bar style=width:{share[:-1]}px>"
-            for share in shares
-        )
-        parts.append(f"<tr><td>{html.escape(label)}{bars}")
-    parts.append(f"</table><p>{html.escape(_nowhere(audit))}")
+        parts.append(f"<tr><td>{_swatch(colours.get(label))}{html.escape(label)}")
+        for name, share in zip(audit.splits, shares, strict=True):
+            weights = dict(zip(audit.classes, class_weights.get(name, ()), strict=False))
+            weight = f"{weights[label]:.3g}" if label in weights else ""
+            bar = f"<span class=bar style=width:{share[:-1]}px></span>"
+            parts.append(f"<td>{share}<td style=text-align:left>{bar}<td>{weight}")
+    parts.append(
+        "</table><p>Colours are those of the overlays; a weight by median frequency makes up for "
+        f"the class's share. {html.escape(_nowhere(audit))}"
+    )
     for name, split in audit.splits.items():
         parts.append(f"<h2>{html.escape(name)}</h2><p>{html.escape(_told(split))}")
-        parts.append("<p>Values of the pictures, 0 to 255:<br>" + _histogram(split.histogram))
+        if split.sizes:
+            parts.append("<p>Values of the pictures, 0 to 255:<br>" + _histogram(split.histogram))
         some = evenly(split.examples, _PICTURES)
         parts.append("<p>" + "".join(_figure(draw, name, i) for i in some))
     return "\n".join(parts) + "\n"
@@ -120,10 +146,11 @@ def _findings(audit: Audit, draw: Draw) -> Iterator[str]:
     for kind, cases in audit.findings.items():
         mark = "error" if kind.error else "warning"
         yield f"<h2><span class={mark}>{mark}:</span> {html.escape(kind.what)} ({len(cases)})</h2>"
-        yield f"<p>{html.escape(kind.advice)}<ul>"
-        yield "".join(f"<li>{html.escape(case.text)}" for case in cases[:_LINES])
-        more = f"<li>… and {len(cases) - _LINES} more, all in the JSON file"
-        yield (more if len(cases) > _LINES else "") + "</ul>"
+        lines = [f"<li>{html.escape(case.text)}" for case in cases]
+        yield f"<p>{html.escape(kind.advice)}<ul>{''.join(lines[:_LINES])}</ul>"
+        if rest := lines[_LINES:]:
+            more = f"… and {len(rest)} more"
+            yield f"<details><summary>{more}</summary><ul>{''.join(rest)}</ul></details>"
         yield from (_figure(draw, *at) for case in cases[:_PICTURES] for at in case.examples[:2])
 
 
@@ -137,8 +164,9 @@ def _shares(audit: Audit) -> Iterator[list[str]]:
 
 
 def _nowhere(audit: Audit) -> str:
-    if len(audit.classes) == IGNORE:
-        return ""  # their number is not known
+    known = len(audit.classes) < IGNORE  # else their number is not known
+    if not known or not any(len(split.counts) for split in audit.splits.values()):
+        return ""
     every = np.sum([split.pixels for split in audit.splits.values()], axis=0)
     absent = [name for name, n in zip(audit.classes, every, strict=True) if not n]
     return f"Classes without a pixel: {shown(absent)}." if absent else ""
@@ -146,13 +174,16 @@ def _nowhere(audit: Audit) -> str:
 
 def _told(split: Split) -> str:
     """How many examples, and of what sizes."""
-    read = sum(split.sizes.values())
+    used = len(split.counts)
     text = f"{split.examples} examples"
-    if read < split.examples:
-        text += f", of which {read} can be read"
+    if used < split.examples:
+        text += f", of which {used or 'none'} can be used"
     common = sorted(split.sizes.items(), key=lambda item: -item[1])
     sizes = shown(f"{h}×{w} ({n})" for (h, w), n in common)
-    return f"{text}; height × width: {sizes or 'none'}; channels: {len(split.histogram)}."
+    text += f"; height × width: {sizes}; channels: {len(split.histogram)}" if sizes else ""
+    if over := split.passed_over:
+        text += f"; passed over, for they are no pictures: {len(over)} ({shown(over)})"
+    return f"{text}."
 
 
 def _histogram(histogram: NDArray[np.int64]) -> str:
@@ -169,12 +200,17 @@ def _histogram(histogram: NDArray[np.int64]) -> str:
 
 
 def _figure(draw: Draw, split: str, index: int) -> str:
-    pixels = draw(split, index)
-    if pixels is None:
-        return ""
-    picture, buffer = Image.fromarray(pixels), io.BytesIO()
-    picture.thumbnail((_SIDE, _SIDE))
-    picture.save(buffer, "JPEG")
-    data = base64.b64encode(buffer.getvalue()).decode()
-    caption = html.escape(f"{split} {index}")
-    return f'<figure><img src="data:image/jpeg;base64,{data}"><figcaption>{caption}</figure>'
+    caption, pictures = draw(split, index)
+    images = []
+    for pixels in pictures:
+        picture, buffer = Image.fromarray(pixels), io.BytesIO()
+        picture.thumbnail((_SIDE, _SIDE))
+        picture.save(buffer, "JPEG")
+        data = base64.b64encode(buffer.getvalue()).decode()
+        images.append(f'<img src="data:image/jpeg;base64,{data}" alt="">')
+    caption = f"<figcaption>{html.escape(caption)}"
+    return f"<figure>{' '.join(images)}{caption}</figure>" if images else ""
+
+
+def _swatch(colour: tuple[int, int, int] | None) -> str:
+    return f"<span class=swatch style='background:rgb{tuple(colour)}'></span>" if colour else ""

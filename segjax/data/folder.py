@@ -6,10 +6,12 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+from PIL import Image
 
 from segjax.data.pictures import (
     Ranges,
@@ -28,6 +30,8 @@ from segjax.data.pictures import (
 )
 from segjax.errors import SegjaxError
 
+_TOLD = 5  # errors that one message tells
+
 
 class Pair(NamedTuple):
     """A picture and its mask: the stem that they share, the two files, and the page of stacks."""
@@ -38,13 +42,22 @@ class Pair(NamedTuple):
     page: int | None = None
 
 
+class _Found(NamedTuple):
+    """What lies in the folders: pairs, what stands in the way of one, and what is no picture."""
+
+    pairs: tuple[Pair, ...]
+    unpaired: tuple[Unusable, ...] = ()
+    passed_over: tuple[Path, ...] = ()
+
+
 @dataclass(frozen=True)
 class Folder:
     """The pairs of pictures and masks in a folder, sorted by stem.
 
     Pictures lie in `root/images`, masks in `root/masks`, paired by stem: `images/a.jpg` and
-    `masks/a.png`. Hidden files are passed over. A split is either a subfolder of both
-    (`images/train`, `masks/train`) or a list `root/train.txt` of one stem per line.
+    `masks/a.png`. Hidden files are passed over, and so are those whose suffix is no picture's,
+    unless the partner has no other. A split is either a subfolder of both (`images/train`,
+    `masks/train`) or a list `root/train.txt` of one stem per line.
 
     Where `images` and `masks` name TIFF files, each page of them is an example.
 
@@ -63,11 +76,14 @@ class Folder:
         masks: the masks' folder, under root, in the same way.
         lists: the folder of lists, under root.
         endings: what follows the shared stem in the names of pictures and of masks, before the
-            suffix: `("", "_mask")` for `a.jpg` and `a_mask.png`. Other files are passed over.
+            suffix: `("", "_mask")` for `a.jpg` and `a_mask.png`, which may lie in one folder. Other
+            files are passed over.
         ranges: `(low, high)` of the pictures' stored values, one for all channels or one for each.
             Without it, pictures of more than 8 bits are refused.
         instances: the masks hold numbers of instances, 0 = background and 1..65535; the two
             classes are background and object.
+        complete: every picture must have its mask, and every mask its picture. False leaves out
+            what has no partner, which `unpaired` then tells.
 
     Raises:
         SegjaxError: at once for arguments that do not fit each other; at first use for folders and
@@ -87,6 +103,7 @@ class Folder:
     endings: tuple[str, str] = ("", "")
     ranges: Ranges = ()
     instances: bool = False
+    complete: bool = True
 
     def __post_init__(self) -> None:
         check_channels(self.channels, self.ranges)
@@ -136,6 +153,15 @@ class Folder:
         _demand_same_size(pair, example["image"].shape, example["label"].shape)
         return example | {"id": pair.id}
 
+    def picture_of(self, i: int) -> tuple[str, np.ndarray]:
+        """The stem and the picture alone of example i, which an audit reads where the mask is bad.
+
+        Raises:
+            SegjaxError: the picture is broken, or is not as asked.
+        """
+        pair = self.pairs[i]
+        return pair.id, read_picture(pair.image, self.channels, self.ranges, pair.page)
+
     def size_of(self, i: int) -> tuple[int, int]:
         """Height and width of example i, from the files' headers alone.
 
@@ -153,25 +179,43 @@ class Folder:
         """All files that the examples are made of."""
         return sorted({path for pair in self.pairs for path in (pair.image, pair.mask)})
 
-    @cached_property
+    @property
     def pairs(self) -> tuple[Pair, ...]:
         """The pairs of this split and part, sorted by stem.
 
         Raises:
-            SegjaxError: a folder is missing or empty, the split is unknown or ambiguous, a picture
-                or mask lacks its partner, two files share a stem, or `part` leaves nothing.
+            SegjaxError: a folder is missing or empty, the split is unknown or ambiguous, or `part`
+                leaves nothing; if `complete`, a picture or mask lacks its partner, two files share
+                a stem, or a line of the list names no picture.
         """
-        stack = self.root / self.images
-        every = self._pages() if stack.is_file() else self._files()
-        pairs = tuple(every[slice(*self.part)])
-        if not pairs:
-            raise SegjaxError(
-                f"{stack}: part={self.part} leaves none of the {len(every)} pairs. "
-                f"Choose start < stop within 0..{len(every)}, or (None, None) for all."
-            )
-        return pairs
+        found = self._found
+        if self.complete and found.unpaired:
+            raise _incomplete(found.unpaired)
+        return found.pairs
 
-    def _pages(self) -> list[Pair]:
+    @property
+    def unpaired(self) -> tuple[Unusable, ...]:
+        """What stands in the way of a pair, file by file and line by line."""
+        return self._found.unpaired
+
+    @property
+    def passed_over(self) -> tuple[Path, ...]:
+        """The files beside the pictures and masks that are neither."""
+        return self._found.passed_over
+
+    @cached_property
+    def _found(self) -> "_Found":
+        stack = self.root / self.images
+        found = self._pages() if stack.is_file() else self._files()
+        pairs = found.pairs[slice(*self.part)]
+        if found.pairs and not pairs:
+            raise SegjaxError(
+                f"{stack}: part={self.part} leaves none of the {len(found.pairs)} pairs. "
+                f"Choose start < stop within 0..{len(found.pairs)}, or (None, None) for all."
+            )
+        return found._replace(pairs=pairs)
+
+    def _pages(self) -> "_Found":
         """The pages of two TIFF files."""
         image, mask = self.root / self.images, self.root / self.masks
         if self.split is not None:
@@ -185,22 +229,46 @@ class Folder:
                 "needs a mask: get the right file."
             )
         digits = len(str(pages - 1))
-        return [Pair(f"{image.stem}-{page:0{digits}}", image, mask, page) for page in range(pages)]
+        ids = [f"{image.stem}-{page:0{digits}}" for page in range(pages)]
+        return _Found(tuple(Pair(id, image, mask, page) for page, id in enumerate(ids)))
 
-    def _files(self) -> list[Pair]:
+    def _files(self) -> "_Found":
         """The files of one stem."""
         image_folder, mask_folder, list_file = self._layout()
-        images = _by_stem(image_folder, self.endings[0])
-        masks = _by_stem(mask_folder, self.endings[1])
+        of_image, of_mask = self.endings
+        together = image_folder == mask_folder
+        if together and of_image == of_mask:
+            raise SegjaxError(
+                f"{image_folder}: pictures and masks lie in one folder. Say with `endings` how "
+                'their names differ: endings=("", "_mask") for a.jpg and a_mask.png.'
+            )
+        images, other_images = _by_stem(image_folder, of_image, of_mask if together else None)
+        masks, other_masks = _by_stem(mask_folder, of_mask, of_image if together else None)
+        # An a.heic whose mask is a.png is meant for a picture; its reading tells what it is.
+        for stem in masks.keys() & other_images.keys() - images.keys():
+            images[stem] = other_images.pop(stem)
+        for stem in images.keys() & other_masks.keys() - masks.keys():
+            masks[stem] = other_masks.pop(stem)
+        passed_over = {*chain(*other_images.values(), *other_masks.values())}
         if not images:
-            raise SegjaxError(f"{image_folder}: no pictures in this folder. {self._splits()}")
+            names = shown(sorted(path.name for path in passed_over))
+            told = f" Passed over, for their suffixes: {names}." if names else ""
+            raise SegjaxError(f"{image_folder}: no pictures in this folder.{told} {self._splits()}")
+        unpaired: list[Unusable] = []
         if list_file:
-            images = _listed(list_file, images, image_folder)
-        else:
-            # with a list, a mask that it does not name belongs to another split
-            _demand_partners("masks have no picture", masks, images, image_folder)
-        _demand_partners("pictures have no mask", images, masks, mask_folder)
-        return [Pair(stem, images[stem], masks[stem]) for stem in sorted(images)]
+            stems, unpaired = _listed(list_file, images, image_folder)
+            # Whatever it does not name belongs to another split.
+            images = {stem: images[stem] for stem in stems}
+            masks = {stem: masks[stem] for stem in stems if stem in masks}
+        unpaired += _twins(images) + _twins(masks)
+        unpaired += _lone("picture without a mask", images, masks, mask_folder)
+        unpaired += _lone("mask without a picture", masks, images, image_folder)
+        pairs = [
+            Pair(stem, images[stem][0], masks[stem][0])
+            for stem in sorted(images.keys() & masks.keys())
+            if len(images[stem]) == len(masks[stem]) == 1
+        ]
+        return _Found(tuple(pairs), tuple(unpaired), tuple(sorted(passed_over)))
 
     def _layout(self) -> tuple[Path, Path, Path | None]:
         """The folder of pictures, the folder of masks, and the list where the split is one."""
@@ -263,52 +331,82 @@ def _folders(path: Path) -> list[Path]:
     return sorted(folder for folder in found if folder.is_dir() and folder.name[:1] != ".")
 
 
-def _by_stem(folder: Path, ending: str) -> dict[str, Path]:
-    files: dict[str, Path] = {}
+def _by_stem(
+    folder: Path, ending: str, of_partners: str | None
+) -> tuple[dict[str, list[Path]], dict[str, list[Path]]]:
+    """The pictures of each stem, and the files that are none by their suffix.
+
+    Where the partners lie in the same folder, a file is theirs if it has the longer of the endings.
+    """
+    pictures: dict[str, list[Path]] = {}
+    others: dict[str, list[Path]] = {}
+    longer = of_partners if of_partners and len(of_partners) > len(ending) else None
     for path in sorted(path for found in _folders(folder) for path in found.iterdir()):
-        stem = path.stem.removesuffix(ending)
-        if path.name.startswith(".") or not path.stem.endswith(ending) or not path.is_file():
+        theirs = longer is not None and path.stem.endswith(longer)
+        if path.name.startswith(".") or not path.stem.endswith(ending) or theirs or path.is_dir():
             continue
-        twin = files.setdefault(stem, path)
-        if twin != path:
-            raise SegjaxError(
-                f"{twin} and {path} have one stem, {stem!r}, and pairs "
-                "are found by stem. Rename or remove one of them."
-            )
-    return files
+        files = pictures if path.suffix.lower() in Image.registered_extensions() else others
+        files.setdefault(path.stem.removesuffix(ending), []).append(path)
+    return pictures, others
 
 
-def _listed(list_file: Path, images: Mapping[str, Path], image_folder: Path) -> dict[str, Path]:
-    """The pictures that a list names."""
+def _listed(
+    list_file: Path, images: Mapping[str, Sequence[Path]], image_folder: Path
+) -> tuple[list[str], list[Unusable]]:
+    """The stems that a list names, and what is wrong with its lines."""
     lines: dict[str, int] = {}
+    wrong = []
     text = list_file.read_text("utf-8-sig", errors="replace")
     for number, line in enumerate(text.splitlines(), start=1):
         stem = line.strip()
+        where = f"{list_file}, line {number}: {stem!r}"
         if not stem:
             continue
         if stem not in images:
-            raise SegjaxError(
-                f"{list_file}, line {number}: {stem!r} is the stem of no picture in {image_folder}."
-                " Expected one stem per line, without folder and suffix: correct or delete it."
+            told = (
+                f"{where} is the stem of no picture in {image_folder}. Expected one stem per line, "
+                "without folder and suffix: correct or delete it."
             )
-        if stem in lines:
-            raise SegjaxError(
-                f"{list_file}, line {number}: {stem!r} stands in line {lines[stem]} already. "
-                "Delete one of the two."
-            )
-        lines[stem] = number
-    if not lines:
+            wrong.append(Unusable("line of no picture", told))
+        elif stem in lines:
+            told = f"{where} stands in line {lines[stem]} already. Delete one of the two."
+            wrong.append(Unusable("line that stands twice", told))
+        else:
+            lines[stem] = number
+    if not lines and not wrong:
         raise SegjaxError(f"{list_file}: names no picture. Write one stem per line.")
-    return {stem: images[stem] for stem in lines}
+    return list(lines), wrong
 
 
-def _demand_partners(
-    complaint: str, files: Mapping[str, Path], partners: Mapping[str, Path], folder: Path
-) -> None:
-    lone = sorted(path for stem, path in files.items() if stem not in partners)
-    if lone:
-        raise SegjaxError(
-            f"{lone[0].parent}: {len(lone)} of {len(files)} {complaint} of the same stem in "
-            f"{folder}: {shown(path.name for path in lone)}. Add what is missing, move these out, "
-            "or name the complete pairs in a list, one stem per line, and pass it as `split`."
+def _twins(files: Mapping[str, Sequence[Path]]) -> list[Unusable]:
+    return [
+        Unusable(
+            "several files of one stem",
+            f"{paths[0]} and {paths[1]} have one stem, {stem!r}, and pairs are found by stem. "
+            "Rename or remove one of them.",
         )
+        for stem, paths in files.items()
+        if len(paths) > 1
+    ]
+
+
+def _lone(
+    kind: str, files: Mapping[str, Sequence[Path]], partners: Mapping[str, Any], folder: Path
+) -> list[Unusable]:
+    return [
+        Unusable(kind, f"{paths[0]}: a {kind}; none of the stem {stem!r} lies in {folder}.")
+        for stem, paths in files.items()
+        if stem not in partners
+    ]
+
+
+def _incomplete(unpaired: Sequence[Unusable]) -> SegjaxError:
+    """The first of what has no partner, and what to do."""
+    more = f"… and {len(unpaired) - _TOLD} more" if len(unpaired) > _TOLD else ""
+    lone = any("without" in one.kind for one in unpaired)
+    advice = (
+        "Add what is missing, move out what is not meant, or name the complete pairs in a list, "
+        "one stem per line, and pass it as `split`; complete=False leaves out what is alone."
+    )
+    lines = [*map(str, unpaired[:_TOLD]), more, advice if lone else ""]
+    return SegjaxError("\n".join(filter(None, lines)))

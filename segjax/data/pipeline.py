@@ -5,23 +5,32 @@ batches on devices is `sharding.prefetch`.
 """
 
 import math
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Protocol
 
 import grain
 import numpy as np
 
-from segjax.errors import SegjaxError
+from segjax.errors import SegjaxError, SegjaxWarning
 
 IGNORE = 255
+SCALED_TO_ONE = (
+    "are floats in 0–1, which train as black: expected uint8 or float32 in 0–255. Multiply them by "
+    "255 in the source."
+)
+_TOLD = 5  # values that an error names
 
 
 class Source(Protocol):
     """A data set: `source[i]` is the same {"image", "label", "id"} for the same i, every time.
 
-    image: uint8 or float32 (H, W, C) in 0–255.  label: uint8 (H, W), class index or 255.
+    image: uint8 or float32 (H, W, C) in 0–255, of one type and C in all; floats in 0–1 are black.
+    label: uint8 (H, W), an index of `classes` or 255 = ignore.
     id: names it in messages.
-    It may also have "weight": float32 (H, W), each pixel's factor in the loss.
+    All may also have "weight": float32 (H, W), each pixel's factor in the loss.
+
+    Checked by `read_example`, for every example that goes into a batch.
     """
 
     @property
@@ -32,6 +41,75 @@ class Source(Protocol):
     def __getitem__(self, index: int) -> dict[str, Any]: ...
 
 
+def read_example(source: Source, index: int) -> dict[str, Any]:
+    """`source[index]`, once it is seen to be what `Source` promises.
+
+    That takes under 20 µs for 512×512 pixels, where decoding them takes milliseconds.
+
+    Raises:
+        SegjaxError: it is not, naming the example; what the source raises.
+    """
+    example = source[index]
+    given = example if isinstance(example, dict) else {}
+    if missing := [name for name in ("image", "label", "id") if name not in given]:
+        raise SegjaxError(
+            f"Example {index} of {type(source).__name__} has no {' and no '.join(missing)}; "
+            'expected a dict of "image", "label" and "id", got '
+            f"{list(example) if given else type(example).__name__}."
+        )
+    _check_array(example, "label", ("uint8",), "(H, W)")
+    _check_array(example, "image", ("uint8", "float32"), "(H, W, C)")
+    if "weight" in example:
+        _check_array(example, "weight", ("float32",), "(H, W)")
+    _check_label(example, len(source.classes))
+    return example
+
+
+def _check_array(example: dict[str, Any], name: str, dtypes: Sequence[str], expected: str) -> None:
+    """Raise SegjaxError unless an array has one of the types, and the axes and size expected."""
+    array, size = example[name], np.shape(example["label"])
+    dtype = str(getattr(array, "dtype", type(array).__name__))
+    got = np.shape(array)
+    if dtype not in dtypes:
+        advice = f"Convert it, if that changes no value: array.astype(np.{dtypes[-1]})."
+    elif len(got) != expected.count(",") + 1:
+        more = len(got) > expected.count(",") + 1
+        advice = "Drop an axis, as by array[..., 0]." if more else "Add one: array[..., None]."
+    elif got[:2] != size:
+        first = got[1:] == size
+        advice = f"The label is {size}: "
+        advice += (
+            "move the channels, np.moveaxis(array, 0, -1)." if first else "make them one size."
+        )
+    else:
+        return
+    raise SegjaxError(
+        f"{example['id']}: the {name} is {dtype} {got}; expected {' or '.join(dtypes)} {expected}. "
+        + advice
+    )
+
+
+def _check_label(example: dict[str, Any], classes: int) -> None:
+    """Raise SegjaxError where a label is neither a class nor ignored, with what it holds."""
+    label = example["label"]
+    # 255 wraps around to 0. In two passes, where np.bincount takes thirty times as long.
+    if not label.size or (label + np.uint8(1)).max() <= classes:
+        return
+    values, counts = np.unique(label, return_counts=True)
+    held = zip(values.tolist(), counts.tolist(), strict=True)
+    wrong = [f"{value} ({n} pixels)" for value, n in held if classes <= value != IGNORE]
+    raise SegjaxError(
+        f"{example['id']}: the label holds {', '.join(wrong[:_TOLD])}"
+        f"{', …' if len(wrong) > _TOLD else ''}; expected a class, 0 to "
+        f"{classes - 1}, or {IGNORE} = ignore. Correct the label, or the source's classes."
+    )
+
+
+def brightest(image: np.ndarray) -> float:
+    """The highest value of a float picture, 255 of any other: at most 1 is `SCALED_TO_ONE`."""
+    return float(image.max(initial=0)) if image.dtype == np.float32 else 255
+
+
 def pad_to_canvas(
     examples: Sequence[dict[str, Any]], canvas: tuple[int, int]
 ) -> dict[str, np.ndarray]:
@@ -40,7 +118,7 @@ def pad_to_canvas(
     A "weight" (H, W) goes with each, 0 there.
 
     Raises:
-        SegjaxError: a picture is larger than the canvas.
+        SegjaxError: a picture is larger than the canvas, or another is of another kind.
     """
     first = examples[0]
     shape = (len(examples), *canvas)
@@ -51,6 +129,11 @@ def pad_to_canvas(
     if "weight" in first:
         batch["weight"] = np.zeros(shape, np.float32)
     for row, example in enumerate(examples):
+        if _kind(example) != _kind(first):
+            raise SegjaxError(
+                f"{example['id']} is {_kind(example)}, {first['id']} {_kind(first)}; expected one "
+                "type and number of channels, and weights for all or none. Give all alike."
+            )
         height, width = example["label"].shape
         if height > canvas[0] or width > canvas[1]:
             raise SegjaxError(
@@ -64,6 +147,13 @@ def pad_to_canvas(
         wide[:, width:] = wide[:, _mirrored(width, canvas[1])]
         images[row, height:] = images[row, _mirrored(height, canvas[0])]
     return batch
+
+
+def _kind(example: dict[str, Any]) -> str:
+    """What the examples of a batch have in common."""
+    image = example["image"]
+    weighted = " with a weight" if "weight" in example else ""
+    return f"{image.dtype} of {image.shape[-1]} channels{weighted}"
 
 
 def _mirrored(length: int, whole: int) -> np.ndarray:
@@ -98,7 +188,11 @@ def train_batches(
         `record`, of which augmentation makes its keys; weight float32 (…, H, W) if the source has.
 
     Raises:
-        SegjaxError: the source is empty; what the source raises.
+        SegjaxError: the source is empty; an example is not what `Source` promises; what the source
+            raises.
+
+    Warns:
+        SegjaxWarning: all pictures of a batch are floats in 0–1.
     """
     if not len(source):
         raise SegjaxError("The training data is empty: nothing to train on.")
@@ -107,7 +201,7 @@ def train_batches(
     def batch(positions: range) -> dict[str, np.ndarray]:
         records = [int(order[position]) for position in positions]
         return {
-            **pad_to_canvas([source[record] for record in records], canvas),
+            **_padded(source, records, canvas),
             "epoch": np.array([position // len(source) for position in positions], np.int32),
             "record": np.array(records, np.int32),
         }
@@ -135,7 +229,8 @@ def evaluation_batches(
             it has one, or every record is read twice.
         canvases: heights and widths.
 
-    The other arguments and the errors are those of `train_batches`; yields `image` and `label`.
+    The other arguments, what is raised and what is warned of are those of `train_batches`; yields
+    `image` and `label`.
     """
     if not len(source):
         raise SegjaxError("The evaluation data is empty: nothing to evaluate on.")
@@ -146,12 +241,23 @@ def evaluation_batches(
 
     def batch(positions: range) -> dict[str, np.ndarray]:
         (canvas, *_), *_ = chosen = [rows[position] for position in positions]
-        padded = pad_to_canvas([source[record] for _, record, _ in chosen], canvas)
+        padded = _padded(source, [record for _, record, _ in chosen], canvas)
         padded["label"][[filling for *_, filling in chosen]] = IGNORE
         return padded
 
     numbers = grain.MapDataset.range(len(rows) // batch_size)
     return _read(numbers, batch, batch_size, process, processes, threads)
+
+
+def _padded(
+    source: Source, records: Sequence[int], canvas: tuple[int, int]
+) -> dict[str, np.ndarray]:
+    """Some records, checked, as a batch."""
+    examples = [read_example(source, record) for record in records]
+    if 0 < max(brightest(example["image"]) for example in examples) <= 1:
+        # One text for all batches, for Python shows it once; no error: a picture may be dark.
+        warnings.warn(f"The pictures of a batch {SCALED_TO_ONE}", SegjaxWarning, stacklevel=2)
+    return pad_to_canvas(examples, canvas)
 
 
 def _by_canvas(
@@ -160,7 +266,7 @@ def _by_canvas(
     """The records of each canvas that has any."""
     if len(canvases) == 1:
         return [(canvases[0], list(range(len(source))))]
-    size = getattr(source, "size_of", lambda record: source[record]["label"].shape)
+    size = getattr(source, "size_of", lambda i: read_example(source, i)["label"].shape)
     held: dict[tuple[int, int], list[int]] = {canvas: [] for canvas in canvases}
     for record in range(len(source)):
         height, width = size(record)

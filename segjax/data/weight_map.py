@@ -98,6 +98,8 @@ class Weighted(Wrapper):
         source: of which the first class is the background.
         w0: the weight of a gap, 0 or more.
         sigma: in pixels, how fast it falls off, above 0.
+        balance: whether w_c balances the classes, or is 1. Balanced, small objects are found more
+            often and drawn too large.
 
     Returns of `[i]`:
         The source's example, its "label" separated, with "weight": float32 (H, W), 0 where the
@@ -109,6 +111,7 @@ class Weighted(Wrapper):
 
     w0: float = 10.0
     sigma: float = 5.0
+    balance: bool = True
 
     def __post_init__(self) -> None:
         if not (self.w0 >= 0 and self.sigma > 0):
@@ -119,9 +122,10 @@ class Weighted(Wrapper):
 
     def __getitem__(self, i: int) -> dict[str, Any]:
         example, instances = self._separated(i)
-        weight = self.class_weights[example["label"]]
+        label = example["label"]
+        weight = self.class_weights[label] if self.balance else np.ones(label.shape, np.float32)
         weight += _cached_border_weights(instances, w0=self.w0, sigma=self.sigma)
-        weight[example["label"] == IGNORE] = 0
+        weight[label == IGNORE] = 0
         return {**example, "weight": weight}
 
     @cached_property

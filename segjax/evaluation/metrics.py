@@ -4,22 +4,26 @@ Rows are the truth, columns the prediction. Each score is a function of an (N, N
 a class whose score has nothing in its divisor is NaN and is left out of means.
 """
 
-from collections.abc import Callable, Iterable, Mapping
+import itertools
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import ArrayLike
 
-from segjax.errors import SegjaxError
+from segjax.errors import SegjaxError, held
 
 
-@partial(jax.jit, static_argnames=("num_classes", "ignore_label"))
 def confusion_matrix(
-    labels: jax.Array, predictions: jax.Array, *, num_classes: int, ignore_label: int = 255
+    labels: ArrayLike, predictions: ArrayLike, *, num_classes: int, ignore_label: int = 255
 ) -> jax.Array:
     """Count the pixels of each (true, predicted) pair of classes, on the device.
+
+    It waits for the count, to see whether all pixels are in it; `evaluate` does not wait. Within
+    jit nothing can be raised by values: there pixels outside the classes are in no count.
 
     Args:
         labels: (B, H, W) integers in 0…N-1 or `ignore_label`, which is not counted.
@@ -29,12 +33,43 @@ def confusion_matrix(
 
     Returns:
         (N, N) int32, which holds a batch of 2³¹ pixels; add batches up in int64, as `evaluate`.
+
+    Raises:
+        SegjaxError: the shapes differ; or a pixel is outside the classes, unless within jit.
     """
-    pair = labels.astype(jnp.int32) * num_classes + predictions.astype(jnp.int32)
-    uncounted = num_classes**2
+    counts = _count_pairs(labels, predictions, num_classes=num_classes, ignore_label=ignore_label)
+    if not isinstance(counts, jax.core.Tracer):
+        _check_inside(int(counts[-1]), num_classes, labels=labels, predictions=predictions)
+    return counts[:-1].reshape(num_classes, num_classes)
+
+
+@partial(jax.jit, static_argnames=("num_classes", "ignore_label"))
+def _count_pairs(
+    labels: jax.Array, predictions: jax.Array, *, num_classes: int, ignore_label: int
+) -> jax.Array:
+    """(N² + 1,) int32, the pixels of each pair of classes, and last those outside the classes."""
+    if labels.shape != predictions.shape:
+        raise SegjaxError(
+            f"The labels are {labels.shape}, the predictions {predictions.shape}; expected (B, H, "
+            "W) of both."
+        )
+    label, prediction = labels.astype(jnp.int32), predictions.astype(jnp.int32)
+    outside, uncounted = num_classes**2, num_classes**2 + 1
+    # Not left to bincount, which takes what is negative for 0.
+    inside = (label >= 0) & (label < num_classes) & (prediction >= 0) & (prediction < num_classes)
+    pair = jnp.where(inside, label * num_classes + prediction, outside)
     pair = jnp.where(labels == ignore_label, uncounted, pair)
-    counts = jnp.bincount(pair.ravel(), length=uncounted + 1)[:uncounted]
-    return counts.reshape(num_classes, num_classes)
+    return jnp.bincount(pair.ravel(), length=uncounted + 1)[:uncounted]
+
+
+def _check_inside(outside: int, num_classes: int, **arrays: Any) -> None:
+    """Raise SegjaxError where pixels are outside the classes, with what the arrays hold."""
+    if outside:
+        told = ", ".join(f"the {name} held {held(array)}" for name, array in arrays.items())
+        raise SegjaxError(
+            f"{outside} pixels of a batch are of no class, expected 0 to {num_classes - 1}: "
+            f"{told}. Correct them, or name the label to skip by ignore_label."
+        )
 
 
 def evaluate(
@@ -56,23 +91,74 @@ def evaluate(
         (N, N) int64.
 
     Raises:
-        SegjaxError: the network has another number of classes.
+        SegjaxError: the network has another number of classes, or a label is outside of them.
     """
-    total = np.zeros((num_classes, num_classes), np.int64)
-    counts = None
+    confusion, _ = evaluate_with_loss(
+        predict, batches, num_classes=num_classes, ignore_label=ignore_label
+    )
+    return confusion
+
+
+def evaluate_with_loss(
+    predict: Callable[[Any], Any],
+    batches: Iterable[Mapping[str, Any]],
+    *,
+    num_classes: int,
+    ignore_label: int = 255,
+) -> tuple[np.ndarray, float]:
+    """The confusion matrix as of `evaluate` and, in the same pass, the cross-entropy.
+
+    L = (1/n) Σ_x (log Σ_n exp s_n(x) - s_{y(x)}(x)) over the n valid pixels x of the whole data
+    set, without weights and of the main logits s alone, so that runs with different training losses
+    can be compared. It is no mean of batch means: but for rounding, it is the same for any batch
+    size, order and devices; NaN where no pixel is valid.
+    """
+    pairs, loss = np.zeros(num_classes**2, np.int64), 0.0
+    counted = _count(predict, batches, num_classes=num_classes, ignore_label=ignore_label)
+    before = None
+    for counts in itertools.chain(counted, [None]):
+        if before is not None:  # fetched a batch late, so that the device never waits
+            labels, of_batch, loss_of_batch = before
+            counted_pairs = np.asarray(of_batch)
+            _check_inside(int(counted_pairs[-1]), num_classes, labels=labels)
+            pairs += counted_pairs[:-1]
+            loss += float(loss_of_batch)
+        before = counts
+    confusion = pairs.reshape(num_classes, num_classes)
+    return confusion, float(_ratio(np.asarray(loss), confusion.sum()))
+
+
+def _count(
+    predict: Callable[[Any], Any],
+    batches: Iterable[Mapping[str, Any]],
+    *,
+    num_classes: int,
+    ignore_label: int,
+) -> Iterator[tuple[Any, jax.Array, jax.Array]]:
+    """Each batch's labels, its counts as of `_count_pairs`, and its summed cross-entropy."""
     for batch in batches:
-        logits = predict(batch["image"])
+        logits, labels = predict(batch["image"]), batch["label"]
         if logits.shape[-1] != num_classes:
             raise SegjaxError(
                 f"The network gives logits of {logits.shape[-1]} classes, expected {num_classes}; "
                 "evaluate it on data of its own classes."
             )
-        if counts is not None:  # fetched a batch late, so that the device never waits
-            total += np.asarray(counts)
-        counts = confusion_matrix(
-            batch["label"], logits.argmax(-1), num_classes=num_classes, ignore_label=ignore_label
+        yield (
+            labels,
+            _count_pairs(
+                labels, logits.argmax(-1), num_classes=num_classes, ignore_label=ignore_label
+            ),
+            _summed_cross_entropy(labels, logits, ignore_label=ignore_label),
         )
-    return total if counts is None else total + np.asarray(counts)
+
+
+@partial(jax.jit, static_argnames="ignore_label")
+def _summed_cross_entropy(labels: jax.Array, logits: jax.Array, *, ignore_label: int) -> jax.Array:
+    """The sum of a batch's cross-entropies, pixel by pixel, as a float32 scalar."""
+    valid = labels != ignore_label
+    logits = jnp.asarray(logits, jnp.float32)
+    chosen = jnp.take_along_axis(logits, jnp.where(valid, labels, 0)[..., None], -1)[..., 0]
+    return jnp.where(valid, jax.nn.logsumexp(logits, axis=-1) - chosen, 0).sum()
 
 
 def _ratio(numerator: np.ndarray, denominator: np.ndarray) -> np.ndarray:
@@ -121,6 +207,14 @@ def mean_accuracy(confusion: np.ndarray) -> float:
 def mean_iou(confusion: np.ndarray) -> float:
     """Mean of the classes' IoU, mIoU (FCN, section 5); a class predicted but absent counts as 0."""
     return _mean(iou(confusion))
+
+
+def mean_iou_of_present(confusion: np.ndarray) -> float:
+    """Mean IoU of the classes that the truth has: the score of a single picture.
+
+    Where a class is predicted but absent, a stray pixel of it would cost as much as a whole class.
+    """
+    return _mean(iou(confusion)[confusion.sum(1) > 0])
 
 
 def frequency_weighted_iou(confusion: np.ndarray) -> float:

@@ -19,9 +19,14 @@ from segjax.errors import SegjaxError
 if TYPE_CHECKING:
     from rich.table import Table
 
+_NONE: Mapping[str, Mapping[str, float]] = {}
+
 
 def score_table(
-    classes: Sequence[str], per_class: Mapping[str, ArrayLike], overall: Mapping[str, float]
+    classes: Sequence[str],
+    per_class: Mapping[str, ArrayLike],
+    overall: Mapping[str, float],
+    others: Mapping[str, Mapping[str, float]] = _NONE,
 ) -> "Table":
     """Sets out the scores of each class for the terminal, the overall ones beneath.
 
@@ -29,6 +34,7 @@ def score_table(
         classes: N names.
         per_class: by name of the score, floats `(N,)`, NaN where a class is absent.
         overall: by name, scores of all classes together.
+        others: by name of another method, its overall scores, set beside them.
 
     Returns:
         A table to print with rich.
@@ -39,9 +45,12 @@ def score_table(
     from rich.table import Table
     from rich.text import Text
 
-    width = max(map(len, overall), default=0)
-    beneath = [f"{name:<{width}}  {_told(v)}" for name, v in overall.items()]
-    table = Table(caption=Text("\n".join(beneath)) if beneath else None, caption_justify="left")
+    beneath = [["score", "network", *others], *_overall_rows(overall, others)]
+    widths = [max(map(len, column)) for column in zip(*beneath, strict=True)]
+    lines = ["  ".join(map(str.ljust, row, widths)) for row in beneath]
+    caption = Text("\n".join(lines)) if overall else None
+    # A caption is broken at the table's width, within a score if need be.
+    table = Table(caption=caption, caption_justify="left", min_width=max(map(len, lines)))
     table.add_column("class")
     for name in per_class:
         table.add_column(Text(name), justify="right")
@@ -54,15 +63,14 @@ def score_tables(
     classes: Sequence[str],
     per_class: Mapping[str, ArrayLike],
     overall: Mapping[str, float],
+    others: Mapping[str, Mapping[str, float]] = _NONE,
     *,
     width: int,
 ) -> list["Table"]:
     """`score_table` in as many tables as lines of `width` need, so that no number is broken."""
     from rich.console import Console
 
-    whole = score_table(classes, per_class, overall)
-    caption = str(whole.caption or "").splitlines()
-    whole.min_width = min(width, max(map(len, caption), default=0))  # at which it would be broken
+    whole = score_table(classes, per_class, overall, others)
     if len(per_class) < 2 or Console(width=10_000).measure(whole).maximum <= width:
         return [whole]
     names = list(per_class)
@@ -70,12 +78,15 @@ def score_tables(
     parts = [{name: per_class[name] for name in part} for part in (names[:half], names[half:])]
     return [
         *score_tables(classes, parts[0], {}, width=width),
-        *score_tables(classes, parts[1], overall, width=width),
+        *score_tables(classes, parts[1], overall, others, width=width),
     ]
 
 
 def scores_markdown(
-    classes: Sequence[str], per_class: Mapping[str, ArrayLike], overall: Mapping[str, float]
+    classes: Sequence[str],
+    per_class: Mapping[str, ArrayLike],
+    overall: Mapping[str, float],
+    others: Mapping[str, Mapping[str, float]] = _NONE,
 ) -> str:
     """Sets out the same scores as `score_table` in Markdown: overall first, then each class.
 
@@ -83,6 +94,7 @@ def scores_markdown(
         classes: N names.
         per_class: by name of the score, floats `(N,)`, NaN where a class is absent.
         overall: by name, scores of all classes together.
+        others: by name of another method, its overall scores, set beside them.
 
     Returns:
         One or two tables, ending in a newline.
@@ -92,7 +104,7 @@ def scores_markdown(
     """
     tables = []
     if overall:
-        tables.append((["score", "value"], [[name, _told(v)] for name, v in overall.items()]))
+        tables.append((["score", "network", *others], _overall_rows(overall, others)))
     tables.append((["class", *per_class], _rows(classes, per_class)))
     return "\n".join(_markdown_table(heading, rows) for heading, rows in tables)
 
@@ -130,13 +142,15 @@ def read_metrics(path: Path | str) -> list[dict[str, Any]]:
     return records
 
 
-def plot_curves(records: Sequence[Mapping[str, Any]], path: Path | str) -> None:
-    """Draws training loss, validation mean IoU and learning rate against the step, as a PNG.
+def plot_curves(records: Sequence[Mapping[str, Any]], path: Path | str, *, title: str = "") -> None:
+    """Draws losses, held-out mean IoU and learning rate against the step, as a PNG.
 
     Args:
         records: the lines of a `metrics.jsonl`: those with "learning_rate" are of training and hold
-            "step" and "loss", those with "mean_iou" are of validation. A value may be None.
+            "step" and "loss", those with "mean_iou" are of the held-out data and may hold a "loss",
+            the cross-entropy. A value may be None.
         path: the PNG to write.
+        title: what is drawn above: whose curves these are.
 
     Raises:
         SegjaxError: no record is of training or validation.
@@ -151,7 +165,8 @@ def plot_curves(records: Sequence[Mapping[str, Any]], path: Path | str) -> None:
             f"{path}: nothing to draw; expected records with learning_rate or mean_iou, "
             f"got {len(records)} without."
         )
-    heights = {"loss": 3.0} if training else {}
+    held_out = [record for record in validation if "loss" in record]
+    heights = {"loss": 3.0} if training or held_out else {}
     heights |= {"mean IoU": 2.0} if validation else {}
     heights |= {"learning rate": 1.0} if training else {}
 
@@ -160,6 +175,7 @@ def plot_curves(records: Sequence[Mapping[str, Any]], path: Path | str) -> None:
         len(heights), sharex=True, squeeze=False, height_ratios=list(heights.values())
     )
     panels = dict(zip(heights, grid[:, 0], strict=True))
+    figure.suptitle(title)
     for name, panel in panels.items():
         panel.set_ylabel(name)
         panel.grid(alpha=0.25)
@@ -167,13 +183,18 @@ def plot_curves(records: Sequence[Mapping[str, Any]], path: Path | str) -> None:
         panel.margins(x=0.01)
     if training:
         steps, loss = _column(training, "step"), _column(training, "loss")
-        panels["loss"].plot(steps, loss, color="tab:blue", alpha=0.3, linewidth=0.8, label="logged")
-        panels["loss"].plot(steps, _smoothed(loss), color="tab:blue", label="smoothed")
-        panels["loss"].legend(frameon=False)
+        panels["loss"].plot(steps, loss, color="tab:blue", alpha=0.3, linewidth=0.8)
+        panels["loss"].plot(steps, _smoothed(loss), color="tab:blue", label="training")
         rate, rates = panels["learning rate"], _column(training, "learning_rate")
         rate.plot(steps, rates, color="tab:gray")
         rate.fill_between(steps, rates, color="tab:gray", alpha=0.2, linewidth=0)
         rate.ticklabel_format(axis="y", scilimits=(-2, 3))
+    if held_out:
+        steps, loss = _column(held_out, "step"), _column(held_out, "loss")
+        label = "held out: cross-entropy, without weights"
+        panels["loss"].plot(steps, loss, color="tab:orange", marker="o", markersize=4, label=label)
+    if "loss" in panels:
+        panels["loss"].legend(frameon=False)
     if validation:
         steps, scores = _column(validation, "step"), _column(validation, "mean_iou")
         panel = panels["mean IoU"]
@@ -200,6 +221,16 @@ def _rows(classes: Sequence[str], per_class: Mapping[str, ArrayLike]) -> list[li
     return [
         [label, *(_told(values[i]) for values in columns.values())]
         for i, label in enumerate(classes)
+    ]
+
+
+def _overall_rows(
+    overall: Mapping[str, float], others: Mapping[str, Mapping[str, float]]
+) -> list[list[str]]:
+    """Name, score, and the same score of each other method."""
+    return [
+        [name, *(_told(scores.get(name, math.nan)) for scores in (overall, *others.values()))]
+        for name in overall
     ]
 
 

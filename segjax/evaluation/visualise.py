@@ -1,11 +1,13 @@
 """Label maps as pictures: colours, overlays, palette PNGs and a sheet to compare them by eye.
 
-Knows NumPy and Pillow only: no model, no data set, no score. A label map is `(H, W)` with class
-indices below N and 255 for void; a palette is uint8 `(N, 3)`, one RGB colour per class.
+Knows NumPy and Pillow, and a font of Matplotlib: no model, no data set, no score. A label map is
+`(H, W)` with class indices below N and 255 for void; a palette is uint8 `(N, 3)`, one RGB colour
+per class.
 """
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -16,7 +18,17 @@ from segjax.errors import SegjaxError
 VOID = 255
 VOID_COLOUR = (224, 224, 192)  # as in the masks of PASCAL VOC
 
-Row = tuple[ArrayLike, ArrayLike | None, ArrayLike]
+BACKGROUND_COLOUR = (0, 0, 0)  # a class of this colour is not laid over pictures
+WRONG_COLOUR = (255, 40, 40)
+
+
+class Row(NamedTuple):
+    """A row of a preview sheet: uint8 `(H, W, C)`, integer `(H, W)` twice, and a line above it."""
+
+    image: ArrayLike
+    truth: ArrayLike | None
+    prediction: ArrayLike
+    caption: str = ""
 
 
 def colourise(label: ArrayLike, palette: ArrayLike) -> NDArray[np.uint8]:
@@ -39,10 +51,10 @@ def colourise(label: ArrayLike, palette: ArrayLike) -> NDArray[np.uint8]:
 def overlay(
     image: ArrayLike, label: ArrayLike, palette: ArrayLike, *, opacity: float = 0.5
 ) -> NDArray[np.uint8]:
-    """Lays the classes' colours over a picture, stronger along the borders between classes.
+    """Lays the classes' colours over a picture, and stronger ones along their outlines.
 
-    Class 0 is coloured like any other: where it is a black background, the picture is darkened
-    around the objects. Set it to 255 in `label` to leave the picture as it is there.
+    A class that is black in the palette is the background: there the picture stays as it is. So is
+    VOC's background, class 0; CamVid's class 0, the sky, is grey and is laid like any other.
 
     Args:
         image: uint8 or float32 `(H, W, C)` in 0..255, C = 1 (grey), 3 (RGB) or more, of which the
@@ -58,13 +70,14 @@ def overlay(
         SegjaxError: image and label differ in size, or one of them is malformed.
     """
     picture, colours = _rgb(image), colourise(label, palette)
-    _check_same_size(picture, colours)
+    label = np.asarray(label)
+    _check_same_size(picture, label)
     if not 0 <= opacity <= 1:
         raise SegjaxError(f"opacity: expected a number in [0, 1], got {opacity}.")
-    label = np.asarray(label)
-    # 1 - (1 - o)² is stronger than o, yet keeps both ends, 0 and 1, as they are.
-    strength = np.where(_borders(label), 1 - (1 - opacity) ** 2, opacity)
-    strength = np.where(label == VOID, 0, strength)[..., None]
+    # 1 - (1 - o)³ is stronger than o, yet keeps both ends, 0 and 1, as they are.
+    strength = np.where(_outlines(label), 1 - (1 - opacity) ** 3, opacity)
+    unlaid = (label == VOID) | (colours == BACKGROUND_COLOUR).all(-1)
+    strength = np.where(unlaid, 0, strength)[..., None]
     return np.rint(picture + strength * (colours.astype(float) - picture)).astype(np.uint8)
 
 
@@ -84,16 +97,64 @@ def save_mask(path: Path | str, label: ArrayLike, palette: ArrayLike) -> None:
     mask.save(path, format="PNG")
 
 
-def preview_sheet(rows: Sequence[Row], classes: Sequence[str], palette: ArrayLike) -> Image.Image:
-    """Sets pictures, their truth and their prediction side by side, with a legend beneath.
-
-    Large pictures are reduced to at most 320 pixels a side, small ones enlarged by a whole
-    factor without smoothing. The legend names the classes that occur. The column of the truth
-    is left out where no row has one.
+def with_legend(
+    picture: NDArray[np.uint8], label: ArrayLike, classes: Sequence[str], palette: ArrayLike
+) -> Image.Image:
+    """Sets the names of the classes that are laid over a picture beneath it, with their colours.
 
     Args:
-        rows: at least one `(image, truth, prediction)`: uint8 `(H, W, C)`, integer `(H, W)` or
-            None, integer `(H, W)`.
+        picture: uint8 `(H, W, 3)`, of `overlay`; it stays at the top left, pixel by pixel.
+        label: integer `(H, W)`, as given to `overlay`.
+        classes: N names.
+        palette: uint8 `(N, 3)`, RGB.
+
+    Returns:
+        An RGB picture, higher by the legend, and wider where a name needs it; where nothing is
+        laid, the picture alone.
+
+    Raises:
+        SegjaxError: not as many names as colours.
+    """
+    entries = _laid_entries([label], classes, palette)
+    image, gap = Image.fromarray(picture), 8
+    if not entries:
+        return image
+    legend = _legend(entries, image.width, _font(14))
+    sheet = Image.new("RGB", (legend.width, image.height + gap + legend.height), "white")
+    sheet.paste(image, (0, 0))
+    sheet.paste(legend, (0, image.height + gap))
+    return sheet
+
+
+def errors(image: ArrayLike, truth: ArrayLike, prediction: ArrayLike) -> NDArray[np.uint8]:
+    """Marks the wrong pixels on the picture in pale grey; void, where nothing is wrong, is plain.
+
+    Args:
+        image: uint8 or float32 `(H, W, C)` in 0..255.
+        truth: integer `(H, W)`, 255 = void.
+        prediction: integer `(H, W)`.
+
+    Returns:
+        uint8 `(H, W, 3)`.
+    """
+    truth = np.asarray(truth)
+    grey = _rgb(image).mean(-1, keepdims=True)
+    marked = np.repeat(64 + grey / 2, 3, axis=2).astype(np.uint8)  # beside white and black
+    marked[truth != np.asarray(prediction)] = WRONG_COLOUR
+    marked[truth == VOID] = VOID_COLOUR
+    return marked
+
+
+def preview_sheet(rows: Sequence[Row], classes: Sequence[str], palette: ArrayLike) -> Image.Image:
+    """Sets pictures, their truth, their prediction and its errors side by side, over a legend.
+
+    Dark pictures are brightened until their greatest value is white. Large ones are reduced to at
+    most 320 pixels a side, small ones enlarged by a whole factor without smoothing. The legend
+    names the classes that occur. Where the truth is void, so is the prediction drawn, for it does
+    not count there. The columns of truth and errors are left out where no row has a truth.
+
+    Args:
+        rows: at least one.
         classes: N names.
         palette: uint8 `(N, 3)`, RGB.
 
@@ -105,46 +166,95 @@ def preview_sheet(rows: Sequence[Row], classes: Sequence[str], palette: ArrayLik
     """
     if not rows:
         raise SegjaxError("preview_sheet: expected at least one row, got none.")
-    table = _colour_table(palette)
-    if len(classes) != len(np.asarray(palette)):
-        raise SegjaxError(
-            "preview_sheet: expected a colour for each class, "
-            f"got {len(classes)} names and {len(np.asarray(palette))} colours."
-        )
-
-    with_truth = any(truth is not None for _, truth, _ in rows)
-    headings = ["picture", "truth", "prediction"] if with_truth else ["picture", "prediction"]
+    with_truth = any(row.truth is not None for row in rows)
     cells: list[list[Image.Image | None]] = []
-    present: set[int] = set()
-    for image, truth, prediction in rows:
-        picture = _rgb(image)
-        cells.append([_thumbnail(picture, Image.Resampling.LANCZOS)])
-        for label in [truth, prediction] if with_truth else [prediction]:
-            if label is None:
-                cells[-1].append(None)
-                continue
-            colours = colourise(label, palette)
-            _check_same_size(picture, colours)
-            present.update(np.unique(np.asarray(label)).tolist())
-            cells[-1].append(_thumbnail(colours, Image.Resampling.NEAREST))
+    labels = []
+    for image, truth, prediction, _ in rows:
+        picture = _brightened(_rgb(image))
+        shown = np.asarray(prediction)
+        _check_same_size(picture, shown)
+        if truth is not None:
+            _check_same_size(picture, np.asarray(truth))
+            shown = np.where(np.asarray(truth) == VOID, VOID, shown)
+        drawn = {"prediction": _thumbnail(colourise(shown, palette), Image.Resampling.NEAREST)}
+        labels.append(shown)
+        if truth is not None:
+            labels.append(np.asarray(truth))
+            drawn["truth"] = _thumbnail(colourise(truth, palette), Image.Resampling.NEAREST)
+            marked = errors(picture, truth, prediction)
+            drawn["errors"] = _thumbnail(marked, Image.Resampling.LANCZOS)
+        columns = ["truth", "prediction", "errors"] if with_truth else ["prediction"]
+        thumbnail = _thumbnail(picture, Image.Resampling.LANCZOS)
+        cells.append([thumbnail, *(drawn.get(column) for column in columns)])
+    entries = _entries(labels, classes, palette)
+    if with_truth:
+        entries.append(("wrong", WRONG_COLOUR))
+    return _sheet(["picture", *columns], [row.caption for row in rows], cells, entries)
 
-    gap, font, heading_font = 12, ImageFont.load_default(14), ImageFont.load_default(16)
-    heading_height = 24
-    widths = [cell.width for row in cells for cell in row if cell is not None]
-    cell_width = max(*widths, 96)  # 96: room for the headings over narrow thumbnails
-    heights = [max(cell.height for cell in row if cell is not None) for row in cells]
-    names = [(classes[i] if i != VOID else "void", table[i]) for i in sorted(present)]
-    legend = _legend(names, len(headings) * (cell_width + gap) - gap, font)
-    legend_top = gap + heading_height + sum(heights) + gap * len(heights)
+
+def augmentation_sheet(
+    rows: Sequence[tuple[str, Sequence[tuple[ArrayLike, ArrayLike]]]],
+    classes: Sequence[str],
+    palette: ArrayLike,
+) -> Image.Image:
+    """Sets pictures, on the left, beside what augmentation makes of them, labels laid over.
+
+    All are drawn at one height, whatever their sizes: 240 pixels.
+
+    Args:
+        rows: at least one `(caption, pairs)`: the pairs `(image, label)` as of `overlay`, the
+            picture's first, as many in each row.
+        classes: N names.
+        palette: uint8 `(N, 3)`, RGB.
+
+    Returns:
+        An RGB picture with a legend of the classes that are laid.
+
+    Raises:
+        SegjaxError: a row's arrays are malformed or differ in size.
+    """
+    height, cells = 240, []
+    for _, pairs in rows:
+        overlays = [Image.fromarray(overlay(*pair, palette)) for pair in pairs]
+        widths = [max(1, round(image.width * height / image.height)) for image in overlays]
+        cells.append([o.resize((w, height)) for o, w in zip(overlays, widths, strict=True)])
+    headings = ["picture", "augmented", *[""] * (len(cells[0]) - 2)]
+    entries = _laid_entries([label for _, pairs in rows for _, label in pairs], classes, palette)
+    return _sheet(headings, [caption for caption, _ in rows], cells, entries)
+
+
+Entry = tuple[str, tuple[int, ...]]  # of a legend: a name and its colour
+
+
+def _sheet(
+    headings: Sequence[str],
+    captions: Sequence[str],
+    rows: Sequence[Sequence[Image.Image | None]],
+    entries: Sequence[Entry],
+) -> Image.Image:
+    """Pictures in rows and columns on white: headings above, a caption over each row, a legend."""
+    gap, line = 12, 24
+    font, heading_font = _font(14), _font(16)
+    lefts, right = [], gap
+    for heading, column in zip(headings, zip(*rows, strict=True), strict=True):
+        lefts.append(right)
+        widths = [cell.width for cell in column if cell is not None]
+        right += max(*widths, int(heading_font.getlength(heading)), 64) + gap
+    width = max(right - gap, *(gap + int(font.getlength(caption)) for caption in captions)) - gap
+    heights = [max(cell.height for cell in row if cell is not None) for row in rows]
+    captioned = line if any(captions) else 0
+    legend = _legend(entries, width, font)
+    legend_top = gap + line + sum(heights) + (captioned + gap) * len(heights)
     size = (gap + legend.width + gap, legend_top + legend.height + gap)
     sheet = Image.new("RGB", size, "white")
     draw = ImageDraw.Draw(sheet)
 
-    lefts = [gap + column * (cell_width + gap) for column in range(len(headings))]
     for left, heading in zip(lefts, headings, strict=True):
         draw.text((left, gap - 2), heading, "#222", heading_font)
-    top = gap + heading_height
-    for row, height in zip(cells, heights, strict=True):
+    top = gap + line
+    for row, caption, height in zip(rows, captions, heights, strict=True):
+        draw.text((gap, top), caption, "#222", font)
+        top += captioned
         for left, cell in zip(lefts, row, strict=True):
             if cell is None:
                 draw.text((left, top), "no truth", "#999", font)
@@ -156,43 +266,47 @@ def preview_sheet(rows: Sequence[Row], classes: Sequence[str], palette: ArrayLik
     return sheet
 
 
-def mosaic(rows: Sequence[Sequence[NDArray[np.uint8]]]) -> Image.Image:
-    """Sets pictures of any sizes in rows and columns, on white.
-
-    Args:
-        rows: at least one, all of the same number of uint8 `(H, W, 3)`.
-
-    Returns:
-        An RGB picture.
-    """
-    gap = 8
-    height = max(picture.shape[0] for row in rows for picture in row) + gap
-    widths = [
-        max(picture.shape[1] for picture in column) + gap for column in zip(*rows, strict=True)
-    ]
-    sheet = Image.new("RGB", (gap + sum(widths), gap + height * len(rows)), "white")
-    for i, row in enumerate(rows):
-        for j, picture in enumerate(row):
-            sheet.paste(Image.fromarray(picture), (gap + sum(widths[:j]), gap + height * i))
-    return sheet
+def _entries(
+    labels: Sequence[ArrayLike], classes: Sequence[str], palette: ArrayLike
+) -> list[Entry]:
+    """Names and colours of the classes that occur in label maps, and of void if it does."""
+    if len(classes) != len(np.asarray(palette)):
+        raise SegjaxError(
+            f"expected a colour for each class, got {len(classes)} names and "
+            f"{len(np.asarray(palette))} colours."
+        )
+    names, table = [*classes, *["void"] * (VOID + 1 - len(classes))], _colour_table(palette)
+    present = sorted({int(i) for label in labels for i in np.unique(np.asarray(label))})
+    return [(names[i], tuple(table[i].tolist())) for i in present]
 
 
-def _legend(
-    entries: Sequence[tuple[str, NDArray[np.uint8]]],
-    width: int,
-    font: ImageFont.FreeTypeFont | ImageFont.ImageFont,
-) -> Image.Image:
+def _laid_entries(
+    labels: Sequence[ArrayLike], classes: Sequence[str], palette: ArrayLike
+) -> list[Entry]:
+    """Those of the classes that `overlay` lays."""
+    unlaid = (BACKGROUND_COLOUR, VOID_COLOUR)
+    return [entry for entry in _entries(labels, classes, palette) if entry[1] not in unlaid]
+
+
+def _legend(entries: Sequence[Entry], width: int, font: ImageFont.FreeTypeFont) -> Image.Image:
     """Names beside their colours, in as many columns as `width` holds; one may be wider than it."""
     swatch, line = 16, 24
-    step = swatch + 8 + max(int(font.getlength(name)) for name, _ in entries) + 16
+    step = swatch + 8 + max((int(font.getlength(name)) for name, _ in entries), default=0) + 16
     columns = max(1, width // step)
     legend = Image.new("RGB", (max(width, step), -(-len(entries) // columns) * line), "white")
     draw = ImageDraw.Draw(legend)
     for place, (name, colour) in enumerate(entries):
         top, left = (place // columns) * line, (place % columns) * step
-        draw.rectangle((left, top, left + swatch, top + swatch), tuple(colour.tolist()), "#bbb")
+        draw.rectangle((left, top, left + swatch, top + swatch), colour, "#bbb")
         draw.text((left + swatch + 8, top + swatch // 2), name, "#222", font, anchor="lm")
     return legend
+
+
+def _font(size: int) -> ImageFont.FreeTypeFont:
+    """Matplotlib's own, for Pillow's has no more than Latin letters: not even ×."""
+    import matplotlib
+
+    return ImageFont.truetype(f"{matplotlib.get_data_path()}/fonts/ttf/DejaVuSans.ttf", size)
 
 
 def _colour_table(palette: ArrayLike) -> NDArray[np.uint8]:
@@ -231,20 +345,28 @@ def _rgb(image: ArrayLike) -> NDArray[np.uint8]:
     return np.repeat(pixels[..., :1], 3, axis=2) if pixels.shape[2] < 3 else pixels[..., :3]
 
 
-def _check_same_size(picture: NDArray[np.uint8], colours: NDArray[np.uint8]) -> None:
-    if picture.shape != colours.shape:
+def _brightened(picture: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """As by a longer exposure: microscopes use a fraction of the 256 values."""
+    return np.rint(picture * (255 / max(picture.max(), 1))).astype(np.uint8)
+
+
+def _check_same_size(picture: NDArray[np.uint8], label: NDArray[np.integer]) -> None:
+    if picture.shape[:2] != label.shape:
         raise SegjaxError(
             "image and label: expected the same height and width, "
-            f"got {picture.shape[:2]} and {colours.shape[:2]}."
+            f"got {picture.shape[:2]} and {label.shape}."
         )
 
 
-def _borders(label: NDArray[np.integer]) -> NDArray[np.bool_]:
-    """True where the pixel to the right or below has another label."""
-    borders = np.zeros(label.shape, bool)
-    borders[:, :-1] |= label[:, :-1] != label[:, 1:]
-    borders[:-1] |= label[:-1] != label[1:]
-    return borders
+def _outlines(label: NDArray[np.integer]) -> NDArray[np.bool_]:
+    """True where one of the four neighbours has another label."""
+    outlines = np.zeros(label.shape, bool)
+    rows, columns = label[:-1] != label[1:], label[:, :-1] != label[:, 1:]
+    outlines[:-1] |= rows
+    outlines[1:] |= rows
+    outlines[:, :-1] |= columns
+    outlines[:, 1:] |= columns
+    return outlines
 
 
 def _thumbnail(picture: NDArray[np.uint8], reduce: Image.Resampling) -> Image.Image:

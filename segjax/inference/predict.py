@@ -2,6 +2,7 @@
 what wraps one (tiles, flips, scales) takes such a function and returns one.
 """
 
+import warnings
 from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
@@ -9,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from segjax.errors import SegjaxError, SegjaxWarning
 from segjax.inference import tiles
 
 Predict = Callable[[Any], Any]  # arrays of JAX or NumPy
@@ -37,13 +39,15 @@ def make_predict(
 
     Returns:
         (variables, uint8 images (B, H, W, C)) -> float32 logits (B, H, W, N). Bind the variables,
-        `partial(make_predict(…), variables)`, for a predict function.
+        `partial(make_predict(…), variables)`, for a predict function. It raises SegjaxError for
+        other axes.
     """
     geometry = model.geometry
     margin, ahead = max(geometry.margin, 0), max(-geometry.margin, 0)
 
     @jax.jit
     def predict(variables: Mapping[str, Any], images: jax.Array) -> jax.Array:
+        _check_batch(images)
         _, height, width, _ = images.shape
         rows = (margin, geometry.fit(height) - height - margin)
         columns = (margin, geometry.fit(width) - width - margin)
@@ -78,7 +82,8 @@ def make_tiled_predict(
         put: moves a batch of tiles to the device or devices.
 
     Returns:
-        (variables, uint8 images (B, H, W, C)) -> float32 logits (B, H, W, N), a NumPy array.
+        (variables, uint8 images (B, H, W, C)) -> float32 logits (B, H, W, N), a NumPy array. It
+        raises SegjaxError for other axes.
     """
 
     @jax.jit
@@ -87,6 +92,7 @@ def make_tiled_predict(
 
     def predict(variables: Mapping[str, Any], images: Any) -> np.ndarray:
         images = np.asarray(images)
+        _check_batch(images)
         plan = tiles.plan(model, images.shape[1:3], tile)
         return tiles.stitch(
             lambda batch: forward(variables, put(batch)),
@@ -99,6 +105,30 @@ def make_tiled_predict(
     return predict
 
 
+def _check_batch(images: Any) -> None:
+    if images.ndim != 4:
+        raise SegjaxError(
+            f"The images are {images.shape}; expected (B, H, W, C). A picture (H, W, C) alone is "
+            "images[None], a grey one (H, W) images[None, ..., None]."
+        )
+
+
 def predict_label(predict: Predict, image: np.ndarray) -> np.ndarray:
-    """uint8 picture (H, W, C) -> uint8 label (H, W), the most likely class of each pixel."""
+    """uint8 picture (H, W, C) -> uint8 label (H, W), the most likely class of each pixel.
+
+    Raises:
+        SegjaxError: the picture has other axes.
+
+    Warns:
+        SegjaxWarning: it is of floats in 0–1.
+    """
+    if image.ndim != 3:
+        raise SegjaxError(f"The image is {image.shape}; expected one picture (H, W, C).")
+    if image.dtype.kind == "f" and 0 < image.max() <= 1:
+        warnings.warn(
+            "The image is of floats in 0–1, which are black to the network: expected uint8 or "
+            "float32 in 0–255. Multiply it by 255.",
+            SegjaxWarning,
+            stacklevel=2,
+        )
     return np.asarray(predict(image[None])[0].argmax(-1).astype(np.uint8))

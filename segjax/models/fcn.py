@@ -16,6 +16,7 @@ from segjax.models.geometry import Geometry, Span, conv_span, deconv_span, find_
 from segjax.models.googlenet import INCEPTIONS, GoogLeNet, Inception, googlenet_span
 from segjax.models.layers import (
     Method,
+    Module,
     Output,
     bilinear_deconv,
     bilinear_kernel,
@@ -28,7 +29,7 @@ from segjax.models.vgg import VGG16, vgg16_span
 Upsampling = Literal[Method, "learned"]
 
 
-class FCN(nn.Module):
+class FCN(Module):
     """FCN-32s, 16s or 8s on VGG16.
 
     8s: score = up8(up2(up2(score_fr) + score_pool4) + score_pool3), each up a bilinear transposed
@@ -145,7 +146,7 @@ class FCN(nn.Module):
         return Output(upscore(scores, height, width, last))
 
 
-class FCNAlexNet(nn.Module):
+class FCNAlexNet(Module):
     """FCN-32s on AlexNet.
 
     Fields:
@@ -192,7 +193,7 @@ class FCNAlexNet(nn.Module):
         return Output(upscore(_score(x, self, "score_fr"), height, width, 18))
 
 
-class FCNGoogLeNet(nn.Module):
+class FCNGoogLeNet(Module):
     """FCN-32s on GoogLeNet, whose last inception is scored: no average pooling, no dense layer.
 
     Fields:

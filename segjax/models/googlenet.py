@@ -9,7 +9,7 @@ from flax import linen as nn
 from jax.typing import DTypeLike
 
 from segjax.models.geometry import Span, conv_span
-from segjax.models.layers import he_normal, local_response_norm, max_pool, max_pool_3x3
+from segjax.models.layers import Module, he_normal, local_response_norm, max_pool, max_pool_3x3
 
 Variant = Literal["caffe", "torchvision"]
 Inception = tuple[int, int, int, int, int, int]
@@ -29,7 +29,7 @@ INCEPTIONS: tuple[Inception, ...] = (
 _NAMES = ("3a", "3b", "4a", "4b", "4c", "4d", "4e", "5a", "5b")
 
 
-class GoogLeNet(nn.Module):
+class GoogLeNet(Module):
     """GoogLeNet, or Inception v1 (Szegedy et al. 2015), without its classifiers.
 
     Fields:

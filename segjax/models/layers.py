@@ -4,8 +4,9 @@ The plain forms (`nn.max_pool`, `nn.ConvTranspose`, a dense bilinear deconvoluti
 mathematics and stand in the tests. This file knows no network.
 """
 
+import difflib
 from functools import cache, partial
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args, get_origin, get_type_hints
 
 import jax
 import jax.numpy as jnp
@@ -13,6 +14,7 @@ import numpy as np
 from flax import linen as nn
 from jax.typing import DTypeLike
 
+from segjax.errors import SegjaxError
 from segjax.models.geometry import Span, deconv_span
 
 # N(0, sqrt(2 / fan_in)): U-Net, section 3, after He et al. 2015.
@@ -90,6 +92,34 @@ def local_response_norm(x: jax.Array) -> jax.Array:
     return (x * (1 + 1e-4 / 5 * total) ** -0.75).astype(x.dtype)
 
 
+class Module(nn.Module):
+    """A Flax module whose `Literal` fields hold one of the values named there, or it is not made.
+
+    Raises:
+        SegjaxError: a field holds another value.
+    """
+
+    def __post_init__(self) -> None:
+        kind: Any = type(self)  # of which mypy would not believe that it can be hashed
+        for name, words in _words(kind).items():
+            if (value := getattr(self, name)) not in words:
+                named = {str(word): word for word in words}
+                near = difflib.get_close_matches(str(value).lower(), named, n=1)
+                meant = f" Did you mean {named[near[0]]!r}?" if near else ""
+                raise SegjaxError(
+                    f"{kind.__name__}: {name} is {value!r}; expected "
+                    f"{', '.join(map(repr, words[:-1]))} or {words[-1]!r}.{meant}"
+                )
+        super().__post_init__()
+
+
+@cache
+def _words(module: type) -> dict[str, tuple[Any, ...]]:
+    """The values that each `Literal` field of a module may have."""
+    hints = get_type_hints(module)
+    return {name: get_args(hint) for name, hint in hints.items() if get_origin(hint) is Literal}
+
+
 class UpConv(nn.Module):
     """A transposed convolution at stride 2, as one matrix product; 2×2 is U-Net's up-convolution.
 
@@ -156,7 +186,7 @@ def upsample_span(out: Span, up: Up) -> Span:
     return deconv_span(out, side, stride=2, pad=side // 2 - 1)
 
 
-class DoubleConv(nn.Module):
+class DoubleConv(Module):
     """[3×3 convolution, batch norm or none, ReLU, dropout] twice: a level of the U-Nets.
 
     Fields:

@@ -11,6 +11,7 @@ from jax.typing import DTypeLike
 from segjax.models.geometry import Geometry, Span, conv_span, find_reach
 from segjax.models.layers import (
     DoubleConv,
+    Module,
     Output,
     Up,
     crop,
@@ -21,7 +22,7 @@ from segjax.models.layers import (
 )
 
 
-class UNet(nn.Module):
+class UNet(Module):
     """A contracting and an expanding path with a skip between them at each level.
 
     As in the paper: two 3×3 convolutions with ReLU a level, 2×2 max-pooling, 2×2 up-convolutions

@@ -13,6 +13,7 @@ from segjax.errors import SegjaxError
 from segjax.models.geometry import Geometry, Span, conv_span, find_reach
 from segjax.models.layers import (
     DoubleConv,
+    Module,
     Output,
     Up,
     he_normal,
@@ -22,7 +23,7 @@ from segjax.models.layers import (
 )
 
 
-class UNetPlusPlus(nn.Module):
+class UNetPlusPlus(Module):
     """U-Nets of every depth in one: each level is convolved again and again, with dense skips.
 
     x[i, 0] = H(pool(x[i-1, 0])) and x[i, j] = H([up(x[i+1, j-1]), x[i, 0], …, x[i, j-1]]), H two

@@ -2,6 +2,7 @@
 
 import math
 import time
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -13,8 +14,9 @@ import jax.numpy as jnp
 import optax
 from flax import linen as nn
 
-from segjax.errors import SegjaxError
+from segjax.errors import SegjaxError, SegjaxWarning, held
 
+_SMALL_RATE = 0.05  # of a learning rate, where 1 is expected
 Batch = Mapping[str, jax.Array]
 Scalars = Mapping[str, jax.Array]
 
@@ -52,7 +54,14 @@ def make_state(
         key: for the parameters.
         image_shape: (B, H, W, C) of a training input.
         sharding: where it lies, `sharding.replicated(mesh)`; by default on one device.
+
+    Raises:
+        SegjaxError: the shape has other axes.
     """
+    if len(image_shape) != 4:
+        raise SegjaxError(
+            f"image_shape is {tuple(image_shape)}; expected (B, H, W, C), as (1, 96, 96, 3)."
+        )
 
     def init(key: jax.Array) -> State:
         variables = model.init(key, jnp.zeros(image_shape))
@@ -91,7 +100,19 @@ def make_train_step(
     Returns:
         (state, batch) -> (state, {"loss", "gradient_norm", "learning_rate"}). The step is a pure
         function: on n devices it computes what it computes on one.
+
+    Raises:
+        SegjaxError: the schedule is no function.
+
+    Warns:
+        SegjaxWarning: the optimizer has a small learning rate of its own beside the schedule's.
     """
+    if not callable(schedule):
+        raise SegjaxError(
+            f"schedule is {schedule!r}; expected a function, steps done -> learning rate: pass "
+            f"optimizers.constant({schedule!r})."
+        )
+    _warn_of_two_rates(optimizer, schedule)
 
     def step(
         state: State, batch: Batch, key: jax.Array, schedule: Callable[[jax.Array], jax.Array]
@@ -120,6 +141,56 @@ def make_train_step(
     if jax.tree_util.all_leaves([schedule]):  # a plain function, such as optax's schedules
         schedule = jax.tree_util.Partial(schedule)
     return partial(jax.jit(step, donate_argnums=0), key=key, schedule=schedule)
+
+
+def _warn_of_two_rates(
+    optimizer: optax.GradientTransformation, schedule: Callable[[Any], Any]
+) -> None:
+    """Warn where both the optimizer and the schedule have a small rate: they are multiplied."""
+    rate = _own_rate(optimizer)
+    # A schedule around 1 is there to scale the optimizer's own rate.
+    if 0 < rate < _SMALL_RATE and max(float(schedule(10**n)) for n in range(6)) < _SMALL_RATE:
+        warnings.warn(
+            f"The optimizer has a learning rate of its own, about {rate:.1g}, which multiplies "
+            "that of the schedule. Give it a rate of 1, as optax.adam(1.0); or schedule "
+            "optimizers.constant(1.0), to keep its own.",
+            SegjaxWarning,
+            stacklevel=3,
+        )
+
+
+def _own_rate(optimizer: optax.GradientTransformation) -> float:
+    """About the learning rate within an optimizer, told by its first update of one parameter.
+
+    Adam's update is the rate, whatever the gradient. SGD's is the rate times the gradient, clipped
+    perhaps where that is large, and Adadelta's only where it is small. So the larger one counts of
+    the update by a gradient of 1, and of its growth with a small one. LARS scales by the size of a
+    parameter that is not 0, Adafactor down by that of one that is: both 0 and 1 are tried.
+
+    0 where nothing can be told: the first update is 0, as where gradients are accumulated or a rate
+    warms up; or the optimizer wants the network's own parameters.
+    """
+
+    def first_update(parameter: jax.Array, gradient: jax.Array) -> jax.Array:
+        params = {"kernel": parameter[None]}
+        updates, _ = optimizer.update({"kernel": gradient[None]}, optimizer.init(params), params)
+        return jnp.abs(updates["kernel"][0])
+
+    @jax.jit
+    def rate(parameter: jax.Array, gradients: jax.Array) -> jax.Array:
+        one, small, smaller = jax.vmap(partial(first_update, parameter))(gradients)
+        growth = (small - smaller) / (gradients[1] - gradients[2])
+        return jnp.maximum(one, growth)
+
+    gradients = jnp.array([1, 1e-2, 1e-3])
+    try:
+        return max(float(rate(jnp.float32(parameter), gradients)) for parameter in (0, 1))
+    except Exception:  # anyone's optimizer, which may raise anything
+        return 0.0
+
+
+class NotFinite(SegjaxError):
+    """Loss or gradient is not a finite number, so the state is spoilt."""
 
 
 class Every(NamedTuple):
@@ -161,25 +232,29 @@ def fit(
         The state after the last step taken.
 
     Raises:
-        SegjaxError: loss or gradient not finite, or the batches ended, naming the step.
+        NotFinite: loss or gradient, naming the step and what the labels of its batch held.
+        SegjaxError: the batches ended, naming the step.
         Exception: what `batches` and actions raise, after the rescue.
     """
     start = int(state.step)
-    pending: tuple[int, Scalars, float] | None = None
+    pending: tuple[int, Scalars, float, Any] | None = None
 
     def settle() -> None:
         nonlocal pending
         if pending is None:
             return
-        number, scalars, wait = pending
+        number, scalars, wait, labels = pending
         pending = None
         values = {name: float(x) for name, x in scalars.items()}
         bad = [f"{name} is {x}" for name, x in values.items() if not math.isfinite(x)]
         if bad:
-            raise SegjaxError(
-                f"Training stopped at step {number}: {' and '.join(bad)}. The last checkpoint, "
-                "from before, is kept. Try a lower learning rate, a longer warm-up or float32."
-            )
+            told = f"Training stopped at step {number}: {' and '.join(bad)}. "
+            if labels is not None:
+                told += (
+                    f"The labels of its batch held {held(labels)}; with one that is neither a "
+                    "class nor ignored, cross-entropy is NaN. If all are right: "
+                )
+            raise NotFinite(told + "Try a lower learning rate, a longer warm-up or float32.")
         observe(number, values, wait)
 
     @contextmanager
@@ -201,9 +276,10 @@ def fit(
                     "without end, as of `pipeline.train_batches`."
                 )
         wait = time.perf_counter() - asked
+        labels = batch.get("label") if isinstance(batch, Mapping) else None
         state, scalars = train_step(state, batch)
         settle()
-        pending = number, scalars, wait
+        pending = number, scalars, wait, labels
         due = [e.action for e in every if number % e.steps == 0 or number == until]
         stopping = stop() and number < until
         if due or stopping:

@@ -166,7 +166,7 @@ def test_a_text_that_is_no_list_is_not_taken_for_a_split(data, tmp_path, capsys)
     audit(data, "--out", tmp_path)
     assert examples(tmp_path) == {"some": 2, "train": 19, "val": 2}
     (data / "some.txt").write_text("images/no. 2.png\n")
-    told = stopped(capsys, data, verb=audit).err
+    told = stopped(capsys, data, "--out", tmp_path, verb=audit, status=1).out
     assert "some.txt, line 1: 'images/no. 2.png' is the stem of no picture" in told
 
 
@@ -296,9 +296,8 @@ def test_all_that_can_be_wrong_with_a_folder_is_told(tmp_path, capsys):
         "same picture several times": [[5, 7]],
         "no valid pixel": [[6]],
     }
-    drawn = {name for name, ((i, *_),) in expected.items() if i in (2, 5, 6)}  # can be read
     for options, more in (
-        ([], {}),
+        ([], {"value that few masks hold": [[0]] * 3}),  # 7, 8 and 9
         (["--classes", 3], {"values outside the classes": [[0]]}),
     ):
         stopped(capsys, data, "--out", tmp_path, *options, verb=audit, status=1)
@@ -310,7 +309,7 @@ def test_all_that_can_be_wrong_with_a_folder_is_told(tmp_path, capsys):
         page = (tmp_path / "audit.html").read_text().partition("<h2>Classes")[0]
         sections = {part.partition(" (")[0].strip(): part for part in page.split("</span>")[1:]}
         assert sections.keys() == (expected | more).keys()
-        assert {name for name, part in sections.items() if "<figure>" in part} == drawn
+        assert all("<figure>" in part for part in sections.values())
 
 
 def test_the_audit_of_a_script_by_python_m(data, tmp_path):

@@ -67,7 +67,16 @@ def test_loss_that_is_not_finite_keeps_the_last_checkpoint(tmp_path, capsys):
     assert "Training stopped at step" in told and "lower learning rate" in told
     step, state = state_of(home)
     assert f"at step {step + 1}" in told
+    assert f"The checkpoint of step {step} is kept." in told
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(state))
+
+
+def test_loss_that_is_not_finite_before_any_checkpoint(tmp_path, capsys):
+    arguments = small("unet_shapes", "--steps", 9, "--evaluate-every", 9, "--learning-rate", "nan")
+    told = run(
+        "unet_shapes", "train", "--run", tmp_path / "run", *arguments, fails=True, capsys=capsys
+    )
+    assert "at step 1" in told and "held 0–6" in told and "No checkpoint yet." in told
 
 
 def damage_values(data):

@@ -19,6 +19,7 @@ from recipes import EXPERIMENTS, SCRIPTS, recipe_of, run, small, state_of
 from segjax.commands.run import Run
 from segjax.commands.step import make_prepare
 from segjax.commands.trained import load
+from segjax.data.pictures import read_picture
 from segjax.data.voc import VocSegmentation
 from segjax.evaluation import visualise
 from segjax.evaluation.report import read_metrics
@@ -26,7 +27,14 @@ from segjax.models import Output
 from segjax.recipe import main
 from segjax.training.progress import RunLog
 
-FOLDERS = {"camvid": "folder", "isbi": "isbi", "dsb2018": "nuclei", "voc": "voc"}  # fixtures
+# Fixtures by what the names of the recipes end in.
+FOLDERS = {
+    "camvid": "folder",
+    "isbi": "isbi",
+    "dsb2018": "nuclei",
+    "nuclei": "nuclei",
+    "voc": "voc",
+}
 
 
 @pytest.fixture
@@ -45,12 +53,13 @@ def isbi(tmp_path):
 def nuclei(tmp_path):
     rng = np.random.default_rng(0)
     home = tmp_path / "dsb2018"
-    for kind in ("images", "masks_instance"):
+    for kind in ("images", "masks_instance", "masks"):
         (home / kind).mkdir(parents=True)
     for i in range(8):
         Image.fromarray(rng.integers(0, 256, (40, 44, 4), np.uint8)).save(home / f"images/{i}.png")
         numbers = rng.integers(0, 370, (40, 44)).astype(np.uint16)
-        Image.fromarray(numbers).save(home / f"masks_instance/{i}.png")
+        for kind in ("masks_instance", "masks"):  # as they are named in two recipes
+            Image.fromarray(numbers).save(home / f"{kind}/{i}.png")
     (home / "train.txt").write_text("0\n1\n2\n3\n4\n5\n")
     (home / "val.txt").write_text("6\n7\n")
     return home
@@ -81,6 +90,11 @@ def voc(tmp_path, monkeypatch):
     return tmp_path / "voc"
 
 
+def held_out_losses(home):
+    records = read_metrics(home / "metrics.jsonl")
+    return [record["loss"] for record in records if "mean_iou" in record]
+
+
 @pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.stem)
 def test_every_recipe_trains_evaluates_and_predicts(script, request, tmp_path, capsys):
     name, home = script.stem, tmp_path / "run"
@@ -98,7 +112,14 @@ def test_every_recipe_trains_evaluates_and_predicts(script, request, tmp_path, c
     logged = [r["mean_iou"] for r in read_metrics(home / "metrics.jsonl") if "mean_iou" in r]
     assert len(logged) == 2 and scores["mean_iou"] == pytest.approx(max(logged), abs=0)
 
+    assert all(0 < loss < 10 for loss in held_out_losses(home))
     assert ("object_f1" in scores) == (folder == "nuclei")  # its masks number the objects
+    assert ("others" in scores) == (name == "unet_nuclei")  # which names a baseline
+    if "others" in scores:
+        assert scores["others"]["Otsu"].keys() == scores.keys() - {
+            "step", "classes", "confusion", "others"
+        }  # fmt: skip
+        assert "| score | network | Otsu |" in (home / "report/scores.md").read_text()
 
     # Again: nothing left to train, the same scores; also for another batch size.
     run(name, "train", "--run", home, *small(name, *data))
@@ -120,7 +141,11 @@ def test_every_recipe_trains_evaluates_and_predicts(script, request, tmp_path, c
         assert label.mode == "P" and label.size == (21, 33)
         assert np.asarray(label).max() < len(scores["classes"])
     with Image.open(tmp_path / "out/odd_overlay.png") as overlay:
-        assert overlay.size == (21, 33)
+        drawn = np.asarray(overlay)
+    with Image.open(tmp_path / "out/odd.png") as label:
+        image = read_picture(picture, Run(home).fields["channels"])
+        laid = visualise.overlay(image, label, Run(home).rebuild("palette"))
+    np.testing.assert_array_equal(drawn[:33, :21], laid)  # beside and beneath it is the legend
     run(name, "predict", picture, "--run", home, "--out", tmp_path / "tiled", *tile)
     assert (tmp_path / "tiled/odd.png").read_bytes() == (tmp_path / "out/odd.png").read_bytes()
 
@@ -169,17 +194,20 @@ def test_show_augment_draws_a_sheet(isbi, tmp_path):
     out = tmp_path / "new" / "sheet"
     run("unet_isbi", "show-augment", "--out", out, *small("unet_isbi", "--data", isbi))
     sheet = np.asarray(Image.open(out))
-    assert sheet.shape == (8 + 4 * (40 + 8), 8 + (44 + 8) + 4 * (32 + 8), 3)
+    gap, line, height = 12, 24, 240
+    cells = [gap + (264 + gap) + i * (height + gap) for i in range(4)]  # after the picture, 40×44
+    assert sheet.shape[1] == cells[-1] + height + gap
     for row, record in enumerate((0, 1, 2, 3)):  # the last two of six are held out
         example = recipe_of("unet_isbi")(data=isbi, held_out=2).source("train")[record]
         original = visualise.overlay(
             example["image"], example["label"], ((220, 50, 47), (238, 232, 213))
         )
-        top = 8 + row * 48
-        np.testing.assert_array_equal(sheet[top : top + 40, 8:52], original)
-        cells = [sheet[top : top + 32, left : left + 32] for left in range(60, 220, 40)]
-        assert len({cell.tobytes() for cell in cells}) == 4
-        assert all(cell.std() > 1 for cell in cells)
+        top = gap + line + row * (line + height + gap) + line
+        drawn = sheet[top : top + height, gap : gap + 264]
+        np.testing.assert_array_equal(drawn, Image.fromarray(original).resize((264, height)))
+        augmented = [sheet[top : top + height, left : left + height] for left in cells]
+        assert len({cell.tobytes() for cell in augmented}) == 4
+        assert all(cell.std() > 1 for cell in augmented)
 
 
 def test_show_augment_of_a_script_by_module(tmp_path):
@@ -192,7 +220,7 @@ def test_show_augment_of_a_script_by_module(tmp_path):
     ran = shell(EXPERIMENTS / "unet_shapes.py", "--canvas", 32, 32, "--pictures", 2)
     assert ran.returncode == 0, ran.stderr
     with Image.open(tmp_path / "unet_shapes_augment.png") as sheet:
-        assert sheet.size == (8 + 5 * 40, 8 + 2 * 40)
+        assert sheet.width == 12 + 5 * (240 + 12) and sheet.height > 2 * 240
     ran = shell(tmp_path / "absent.py")
     assert ran.returncode == 2 and "absent.py: no such file" in ran.stderr
 
@@ -292,8 +320,7 @@ def test_compute_in_bfloat16(tmp_path):
 @pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.stem)
 def test_cost_needs_no_data(script, capsys):
     name = script.stem
-    data = [] if name.endswith("shapes") else ["--data", "nowhere"]
-    run(name, "cost", *small(name, *data))
+    run(name, "cost", *small(name))
     told = capsys.readouterr().out
     for row in ("parameters", "FLOPs", "temporaries", "compile time"):
         assert row in told
@@ -304,7 +331,7 @@ def test_cost_counts_all_blocks_of_a_loop(capsys):
 
     def flops(depth):
         small = "--canvas 32 32 --crop 32 32 --width 128 --decoder-channels 4 --auxiliary-taps 0 1"
-        run("setr_pup_camvid", "cost", "--data", "nowhere", *small.split(), "--depth", depth)
+        run("setr_pup_camvid", "cost", *small.split(), "--depth", depth)
         return float(re.search(r"FLOPs per device\W+([\d.]+) G", capsys.readouterr().out)[1])
 
     # Two blocks more: 24 W² FLOPs a token, forward and twice backward; and attention, norms …
@@ -418,6 +445,8 @@ def test_two_processes_train_as_one(tmp_path):
     one, two = (read_metrics(tmp_path / name / "metrics.jsonl") for name in ("one", "two"))
     assert len(one) == len(two) == 3  # a line of training, two of scores
     assert one[1]["loss"] == pytest.approx(two[1]["loss"], rel=1e-5)
+    losses = [held_out_losses(tmp_path / name) for name in ("one", "two")]
+    assert len(losses[0]) == 2 and losses[0] == pytest.approx(losses[1], rel=1e-3)
     scores = [json.loads((tmp_path / n / "report/scores.json").read_text()) for n in ("one", "two")]
     counted = [np.sum(score["confusion"], axis=1).tolist() for score in scores]
     assert counted[0] == counted[1]  # every held-out pixel once

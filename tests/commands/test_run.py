@@ -17,6 +17,7 @@ from segjax.data.folder import Folder
 from segjax.data.shapes import Shapes
 from segjax.data.weight_map import Weighted
 from segjax.errors import SegjaxError
+from segjax.evaluation.baselines import Otsu
 from segjax.models import FCN, UNet
 
 UNET = UNet(3, widths=(4, 8, 16), padding="valid", norm="none", dropout=0.5)
@@ -344,3 +345,12 @@ def test_json_is_written_for_people(tmp_path):
     write_whole(tmp_path / "skipped.json", as_json(told))
     assert "40×44" in (tmp_path / "skipped.json").read_text(encoding="utf-8")
     assert read_json(tmp_path / "skipped.json") == told  # a name that is no Unicode, too
+
+
+def test_a_part_that_not_every_recipe_has(folder):
+    start(folder)
+    assert not Run(folder).has("baseline")
+    start(folder.with_name("second"), parts={"baseline": Otsu()})
+    assert Run(folder.with_name("second")).has("baseline")
+    same(Run(folder.with_name("second")).rebuild("baseline"), Otsu())
+    assert Run(folder).recipe == "unet_shapes"

@@ -109,7 +109,9 @@ def test_what_cannot_be_read_is_grouped_by_kind_and_is_an_error(tmp_path):
     assert [case.examples for case in cases["sizes differ"]] == [(("train", 2),), (("train", 5),)]
     assert "its mask" in cases["sizes differ"][0].text and "2.png" in cases["sizes differ"][0].text
     assert len(cases) == 3
-    assert sum(result.splits["train"].sizes.values()) == 2
+    split = result.splits["train"]
+    assert len(split.counts) == 2 and sum(split.sizes.values()) == 6  # 4.png is no picture
+    assert split.histogram.shape == (3, 256)
 
 
 def test_an_error_of_another_source_is_told():
@@ -336,3 +338,23 @@ def test_check_of_one_canvas_out_of_several(tmp_path):
 
 def test_check_of_drawn_pictures():
     check({"train": Shapes(40, (32, 48))}, canvases={"train": [(32, 48)]})  # its size is a field
+
+
+def test_check_of_pictures_scaled_to_one():
+    def floats(seed, highest):
+        return picture(seed).astype(np.float32) / 255 * highest, mixed()
+
+    black = np.zeros((20, 30, 3), np.float32), mixed()
+    with pytest.raises(SegjaxError, match="pictures of train are floats in 0–1, which train as bl"):
+        check({"train": Given((floats(0, 1), black, floats(1, 1)))}, canvases=ANY)
+    check({"train": Given((floats(0, 1), floats(1, 255)))}, canvases=ANY)  # one dark picture
+    check({"train": Given((black, black))}, canvases=ANY)
+    check({"train": Given(((np.ones((20, 30, 3), np.uint8), mixed()),))}, canvases=ANY)
+
+
+def test_examples_that_break_the_contract_are_found():
+    high, wide = (picture(0), label(77)), (picture(1), label(1)[..., None])
+    with pytest.raises(SegjaxError, match=r"p0: the label holds 77 .*\np1: the label is uint8 \("):
+        check({"train": Given((high, wide))}, canvases=ANY)
+    (told,) = found(train=(high, (picture(2), mixed())))["unusable example"]
+    assert told.startswith("p0: the label holds 77 (600 pixels); expected a class, 0 to 2")

@@ -45,7 +45,7 @@ def test_the_terminal():
         "[road]",
         "60.00%",
         "ignored",
-        "train: 3 examples, of which 2 can be read; height × width: 4×6 (2); channels: 3.",
+        "train: 3 examples, of which 2 can be used; height × width: 4×6 (2); channels: 3.",
         "Classes without a pixel: tree.",
         "error: bad file (40)",
         "<2>.png is bad",
@@ -75,19 +75,38 @@ def test_the_page_needs_no_other_file_and_shows_pictures():
 
     def draw(name, i):
         shown.append((name, i))
-        return None if i == 0 else np.zeros((4, 6, 3), np.uint8)
+        return f"{name}: p{i}", [] if i == 0 else [np.zeros((4, 6, 3), np.uint8)]
 
-    page = audit_page.page(FOUND, draw)
+    page = page_of(FOUND, draw)
     assert "&lt;sky&gt;" in page and "<sky>" not in page
-    assert "&lt;29&gt;.png is bad" in page and "30&gt;.png" not in page
-    assert "… and 10 more" in page
+    before, _, folded = page.partition("<details><summary>… and 35 more</summary>")
+    assert "&lt;4&gt;.png is bad" in before and "&lt;5&gt;.png" not in before
+    assert "&lt;39&gt;.png is bad" in folded
+    assert "<title>Audit of /data/&lt;mine&gt;<" in page and "2026-11-24 12:00" in page
+    assert 'name=viewport content="width=device-width' in page
+    assert "<figcaption>train: p1<" in page
+    assert page.count("class=swatch") == 2 and "background:rgb(1, 2, 3)" in page
+    assert "<td>0.75\n" in page  # the weight of <sky> in train
     assert page.count("<svg") == 2 and page.count("<polyline") == 6
     assert "http" not in page and 'src="data:image/jpeg;base64,' in page
     assert {("train", 1), ("val", 2), ("train", 5)} <= set(shown)
     assert page.count("<figure>") == sum(i > 0 for _, i in shown) < 20
 
 
+def page_of(found, draw):
+    palette = ((1, 2, 3), (4, 5, 6), (7, 8, 9))
+    weights = {"train": [0.75, 1.5, 0.0]}
+    return audit_page.page(
+        found,
+        draw,
+        title="/data/<mine>",
+        when="2026-11-24 12:00",
+        palette=palette,
+        class_weights=weights,
+    )
+
+
 def test_nothing_found_is_said():
     clean = Audit(FOUND.classes, FOUND.splits, {})
-    assert "Nothing was found to be wrong" in audit_page.page(clean, lambda name, i: None)
+    assert "Nothing was found to be wrong" in page_of(clean, lambda name, i: ("", []))
     assert not clean.failed and FOUND.failed

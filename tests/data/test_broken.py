@@ -121,12 +121,12 @@ MISTAKES = {
     "pictures alone": (
         add_pictures(7),
         {},
-        r"images: 7 of 9 pictures have no mask .*masks: x0.png, .*x4.png and 2 more\. Add",
+        r"(?s)x0.png: a picture without a mask; .*x4.png: .*and 2 more\nAdd",
     ),
     "masks alone": (
         remove("images/b.png"),
         {},
-        r"masks: 1 of 2 masks have no picture .*images: b.png\. Add",
+        r"b.png: a mask without a picture; none of the stem 'b' lies in .*images\.\nAdd",
     ),
     "one stem twice": (
         store("images/a.jpg", RGB),
@@ -376,7 +376,7 @@ MISTAKES = {
     "list without a mask": (
         lambda root: (write_list("a\nb")(root), remove("masks/b.png")(root)),
         {"split": "train"},
-        r"1 of 2 pictures have no mask .*: b.png",
+        r"b.png: a picture without a mask",
     ),
 }
 

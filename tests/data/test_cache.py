@@ -17,8 +17,8 @@ class Files:
     """A picture a file, of the byte that it holds; `reads` are counted."""
 
     root: Path
-    classes = ("nothing",)
-    palette = ((0, 0, 0),)
+    classes = tuple(f"class {n}" for n in range(40))
+    palette = ((0, 0, 0),) * 40
     reads: list = field(default_factory=list, repr=False, compare=False)
 
     def __len__(self):

@@ -125,6 +125,74 @@ def test_endings_are_not_part_of_the_stem(tmp_path):
     assert [example["id"] for example in source] == ["a", "b"]
 
 
+def test_pictures_and_masks_lie_in_one_folder(tmp_path):
+    """Also under stems that end as masks do, and beside the list of a split."""
+    for name in ("a.jpg", "b.png", "b_mask_1.jpg"):
+        save(tmp_path / name, RGB[:2, :5])
+    for name in ("a_mask.png", "b_mask.png", "b_mask_1_mask.png"):
+        save(tmp_path / name, LABEL)
+    (tmp_path / "val.txt").write_text("b")
+    source = folder(tmp_path, images=".", masks=".", endings=("", "_mask"))
+    assert [example["id"] for example in source] == ["a", "b", "b_mask_1"]
+    for example in source:
+        np.testing.assert_array_equal(example["label"], LABEL)
+    split = dataclasses.replace(source, split="val")
+    assert [example["id"] for example in split] == ["b"]
+    other = folder(tmp_path, images=".", masks=".", endings=("_mask", ""))
+    assert [pair.id for pair in other.pairs] == ["a", "b", "b_mask_1"]  # the two sides exchanged
+    with pytest.raises(SegjaxError, match=r'in one folder. Say with `endings`.*\("", "_mask"\)'):
+        len(folder(tmp_path, images=".", masks="."))
+
+
+def test_files_that_are_no_pictures_are_passed_over(tmp_path):
+    add_pair(tmp_path, "a")
+    for name in ("images/notes.txt", "images/Thumbs.db", "images/a.json", "masks/a.xml"):
+        (tmp_path / name).write_text("no picture")
+    source = folder(tmp_path)
+    assert [example["id"] for example in source] == ["a"]
+    names = ["Thumbs.db", "a.json", "notes.txt", "a.xml"]
+    assert [path.name for path in source.passed_over] == names
+    # But what has a partner is meant for a picture.
+    save(tmp_path / "masks" / "b.png", LABEL)
+    np.save(tmp_path / "images" / "b.npy", GREY)
+    with pytest.raises(SegjaxError, match=r"b.npy: a NumPy array. Save it as PNG or TIFF"):
+        list(folder(tmp_path))
+    for path in tmp_path.glob("images/*.png"):
+        path.unlink()
+    (tmp_path / "images" / "b.npy").unlink()
+    with pytest.raises(SegjaxError, match=r"no pictures in .*Passed over.*: Thumbs.db, a.json, n"):
+        len(folder(tmp_path, masks="images", endings=("", "_mask")))
+
+
+def test_what_has_no_partner_can_be_left_out(tmp_path):
+    for stem in "abc":
+        add_pair(tmp_path, stem)
+    (tmp_path / "masks" / "a.png").unlink()
+    (tmp_path / "images" / "b.png").unlink()
+    save(tmp_path / "images" / "d.png", RGB)
+    save(tmp_path / "images" / "d.jpg", RGB)
+    save(tmp_path / "masks" / "d.png", LABEL)
+    with pytest.raises(SegjaxError) as told:
+        len(folder(tmp_path))
+    first, *lone, advice = str(told.value).splitlines()
+    assert "d.jpg and" in first and "d.png have one stem, 'd'" in first
+    assert [line.split(": ")[1][:22] for line in lone] == [
+        "a picture without a ma",
+        "a mask without a pictu",
+    ]
+    assert advice.startswith("Add what is missing") and "complete=False" in advice
+    source = folder(tmp_path, complete=False)
+    assert [example["id"] for example in source] == ["c"]
+    assert [problem.kind for problem in source.unpaired] == [
+        "several files of one stem",
+        "picture without a mask",
+        "mask without a picture",
+    ]
+    (tmp_path / "val.txt").write_text("c\nx\nc\n")
+    kinds = [problem.kind for problem in folder(tmp_path, split="val").unpaired]
+    assert kinds == ["line of no picture", "line that stands twice"]
+
+
 def test_wildcards_stand_for_several_folders(tmp_path):
     for city, stem in (("bonn", "b"), ("aachen", "a"), (".hidden", "c")):
         add_pair(tmp_path, stem, f"train/{city}")

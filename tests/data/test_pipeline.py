@@ -8,8 +8,13 @@ import jax
 import numpy as np
 import pytest
 
-from segjax.data.pipeline import evaluation_batches, pad_to_canvas, train_batches
-from segjax.errors import SegjaxError
+from segjax.data.pipeline import (
+    evaluation_batches,
+    pad_to_canvas,
+    read_example,
+    train_batches,
+)
+from segjax.errors import SegjaxError, SegjaxWarning
 from segjax.evaluation import metrics
 from segjax.training import sharding
 
@@ -23,8 +28,8 @@ class Numbers:
 
     length: int
     broken: int | None = None
-    classes = ("nothing",)
-    palette = ((0, 0, 0),)
+    classes = tuple(f"class {n}" for n in range(20))
+    palette = ((0, 0, 0),) * 20
 
     def __len__(self):
         return self.length
@@ -178,12 +183,12 @@ def test_evaluation_pads_each_picture_to_the_smallest_canvas_that_holds_it(kind,
 def test_an_evaluation_compiles_once_a_canvas():
     predict = jax.jit(lambda images: jax.nn.one_hot(images[..., 0], 8))
     mesh, canvases = sharding.make_mesh(jax.devices()[:1]), [(2, 5), (3, 4)]
-    before = metrics.confusion_matrix._cache_size()
+    before = metrics._count_pairs._cache_size()
     for _ in range(2):
         batches = evaluation_batches(Numbers(7), batch_size=2, canvases=canvases)
         got = metrics.evaluate(predict, sharding.prefetch(batches, mesh), num_classes=8)
         np.testing.assert_array_equal(np.diag(got), [8, 12, 8, 12, 8, 12, 8, 0])
-    assert predict._cache_size() == metrics.confusion_matrix._cache_size() - before == 2
+    assert predict._cache_size() == metrics._count_pairs._cache_size() - before == 2
 
 
 def test_a_picture_larger_than_every_canvas_is_named():
@@ -247,6 +252,149 @@ def test_what_the_source_raises_arrives_as_it_is(threads):
 def test_the_batches_before_a_broken_record_still_arrive():
     batches = evaluation_batches(Numbers(7, broken=4), batch_size=2, canvases=[CANVAS])
     assert [batch["image"][0, 0, 0, 0] for batch in itertools.islice(batches, 2)] == [0, 2]
+
+
+GOOD = {
+    "image": np.zeros((4, 6, 3), np.uint8),
+    "label": np.array([0, 1, 2, 1, 0, 255] * 4, np.uint8).reshape(4, 6),
+    "id": "cat",
+}
+
+
+@dataclass(frozen=True)
+class Given:
+    """A source of the examples given."""
+
+    examples: tuple
+    classes = ("a", "b", "c")
+    palette = ((0, 0, 0),) * 3
+
+    def __len__(self):
+        return len(self.examples)
+
+    def __getitem__(self, index):
+        return self.examples[index]
+
+
+def every_way(source, canvas=(4, 6)):
+    """The first batch of each kind of reading."""
+    n = len(source)
+    yield lambda: next(train_batches(source, batch_size=n, canvas=canvas, seed=0))
+    yield lambda: next(evaluation_batches(source, batch_size=n, canvases=[canvas]))
+    yield lambda: next(evaluation_batches(source, batch_size=n, canvases=[canvas, (9, 9)]))
+
+
+def with_pixels(*values):
+    label = GOOD["label"].copy()
+    label.flat[: len(values)] = values
+    return label
+
+
+WRONG = {
+    "a value outside the classes": (
+        {"label": with_pixels(77, 77, 3)},
+        "cat: the label holds 3 (1 pixels), 77 (2 pixels); expected a class, 0 to 2, or 255 = ",
+    ),
+    "the value below the one that is ignored": (
+        {"label": with_pixels(254)},
+        "cat: the label holds 254 (1 pixels);",
+    ),
+    "many values": (
+        {"label": with_pixels(*range(10, 20))},
+        "14 (1 pixels), …; expected",
+    ),
+    "a label with an axis for its one channel": (
+        {"label": GOOD["label"][..., None]},
+        "cat: the label is uint8 (4, 6, 1); expected uint8 (H, W). Drop an axis, as by array[..., ",
+    ),
+    "int64 label": (
+        {"label": GOOD["label"].astype(np.int64)},
+        "cat: the label is int64 (4, 6); expected uint8 (H, W). Convert it, if that changes no "
+        "value: array.astype(np.uint8).",
+    ),
+    "channels first": (
+        {"image": np.zeros((3, 4, 6), np.uint8)},
+        "cat: the image is uint8 (3, 4, 6); expected uint8 or float32 (H, W, C). The label is "
+        "(4, 6): move the channels, np.moveaxis(array, 0, -1).",
+    ),
+    "two sizes": (
+        {"image": np.zeros((5, 6, 3), np.uint8)},
+        "cat: the image is uint8 (5, 6, 3); expected uint8 or float32 (H, W, C). The label is "
+        "(4, 6): make them one size.",
+    ),
+    "grey without an axis for it": (
+        {"image": np.zeros((4, 6), np.uint8)},
+        "cat: the image is uint8 (4, 6); expected uint8 or float32 (H, W, C). Add one: array[..., ",
+    ),
+    "float64 image": (
+        {"image": np.zeros((4, 6, 3))},
+        "cat: the image is float64 (4, 6, 3); expected uint8 or float32 (H, W, C). Convert it",
+    ),
+    "no array": ({"image": [[[0]]]}, "cat: the image is list (1, 1, 1); expected"),
+    "weight of another size": (
+        {"weight": np.ones((4, 5), np.float32)},
+        "cat: the weight is float32 (4, 5); expected float32 (H, W). The label is (4, 6)",
+    ),
+    "float64 weight": (
+        {"weight": np.ones((4, 6))},
+        "cat: the weight is float64 (4, 6); expected float32 (H, W). Convert it",
+    ),
+}
+
+
+@pytest.mark.parametrize("changed, told", WRONG.values(), ids=WRONG)
+def test_an_example_that_breaks_the_contract_is_named(changed, told):
+    for read in every_way(Given((GOOD | changed,))):
+        with pytest.raises(SegjaxError) as error:
+            read()
+        assert told in str(error.value)
+
+
+@pytest.mark.parametrize("key", ["image", "label", "id"])
+def test_an_example_that_lacks_a_key_is_named_by_its_number(key):
+    lacking = {name: value for name, value in GOOD.items() if name != key}
+    told = f"Example 1 of Given has no {key}; expected a dict of"
+    for read in every_way(Given((GOOD, lacking))):
+        with pytest.raises(SegjaxError, match=told):
+            read()
+    with pytest.raises(SegjaxError, match=r"Example 0 of Given has no image .*, got tuple"):
+        read_example(Given(((GOOD["image"], GOOD["label"]),)), 0)
+
+
+@pytest.mark.parametrize(
+    "other, told",
+    [
+        ({"image": np.zeros((4, 6, 1), np.uint8)}, "dog is uint8 of 1 channels, cat uint8 of 3"),
+        ({"image": np.zeros((4, 6, 3), np.float32)}, "dog is float32 of 3 channels, cat uint8"),
+        ({"weight": np.ones((4, 6), np.float32)}, "dog is uint8 of 3 channels with a weight, cat"),
+    ],
+)
+def test_examples_of_two_kinds_make_no_batch(other, told):
+    examples = GOOD, GOOD | {"id": "dog"} | other
+    with pytest.raises(SegjaxError, match=told):
+        pad_to_canvas(examples, (4, 6))
+
+
+def in_floats(highest, **more):
+    image = np.linspace(0, highest, 72, dtype=np.float32).reshape(4, 6, 3)
+    return GOOD | {"image": image} | more
+
+
+def test_pictures_scaled_to_one_are_warned_of():
+    black = GOOD | {"image": np.zeros((4, 6, 3), np.float32)}
+    for read in every_way(Given((in_floats(1), black))):
+        with pytest.warns(SegjaxWarning, match="floats in 0–1, which train as black"):
+            read()
+
+
+@pytest.mark.parametrize(
+    "examples",
+    [(in_floats(1), in_floats(1.5)), (in_floats(0), in_floats(0)), (GOOD, GOOD)],
+    ids=["one of two is dark", "black", "bytes"],
+)
+def test_dark_pictures_among_others_are_not_warned_of(examples):
+    for read in every_way(Given(examples)):
+        read()
 
 
 def test_an_empty_source_is_told_at_once():

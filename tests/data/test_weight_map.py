@@ -155,6 +155,16 @@ def test_weights_and_labels_of_a_source(known, cache):
     assert known == (ignored_gaps > 0)
 
 
+def test_without_balance_all_pixels_weigh_1_beside_the_gaps(cache):
+    plain, balanced = Weighted(Cells(), balance=False), Weighted(Cells())
+    for i in range(3):
+        mine, other = plain[i], balanced[i]
+        valid = mine["label"] < 255
+        np.testing.assert_array_equal(mine["label"], other["label"])
+        border = other["weight"] - balanced.class_weights[other["label"]]
+        np.testing.assert_allclose(mine["weight"], np.where(valid, 1 + border, 0), rtol=1e-5)
+
+
 @pytest.mark.parametrize("options", [{"w0": -1.0}, {"sigma": 0.0}, {"sigma": float("nan")}])
 def test_parameters_outside_their_range_are_told(options):
     with pytest.raises(SegjaxError, match="expected w0 of at least 0 and sigma above 0"):

@@ -1,5 +1,7 @@
 """The scores against hand and a slow count; the same for any batch size, order and devices."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -169,6 +171,34 @@ def test_evaluate_is_the_same_for_any_batch_size_order_and_devices(order, rows, 
     assert got.dtype == np.int64
 
 
+@settings(max_examples=8, deadline=None, derandomize=True)
+@given(st.permutations(range(RECORDS)), st.integers(1, 3), st.sampled_from(DEVICES))
+def test_the_loss_is_that_of_all_valid_pixels_for_any_batches(order, rows, devices):
+    confusion, loss = metrics.evaluate_with_loss(
+        lambda x: x.astype(jnp.float32) / 30,
+        batches(order, devices * rows, devices),
+        num_classes=CLASSES,
+    )
+    logits, valid = IMAGES[LABELS != 255] / 30, LABELS[LABELS != 255]
+    slow = [np.log(np.exp(s).sum()) - s[y] for s, y in zip(logits, valid, strict=True)]
+    assert loss == pytest.approx(np.mean(slow), rel=1e-5)
+    assert confusion.sum() == len(slow)
+
+
+def test_the_loss_where_nothing_is_valid_is_nan():
+    batch = {"image": IMAGES, "label": np.full_like(LABELS, 255)}
+    confusion, loss = metrics.evaluate_with_loss(
+        lambda x: jnp.asarray(x, jnp.float32), [batch], num_classes=CLASSES
+    )
+    assert not confusion.any() and np.isnan(loss)
+
+
+def test_a_single_pictures_score_is_over_the_classes_that_it_has():
+    confusion = np.array([[6, 0, 2], [0, 2, 0], [0, 0, 0]])
+    assert metrics.mean_iou_of_present(confusion) == (6 / 8 + 1) / 2
+    assert np.isnan(metrics.mean_iou_of_present(np.zeros((2, 2), int)))
+
+
 def test_evaluate_passes_the_ignored_label_on():
     batch = {"image": IMAGES, "label": LABELS % CLASSES}  # 255 becomes 0
     got = metrics.evaluate(lambda x: x, [batch], num_classes=CLASSES, ignore_label=0)
@@ -177,14 +207,50 @@ def test_evaluate_passes_the_ignored_label_on():
 
 
 def test_evaluate_adds_up_beyond_int32(monkeypatch):
-    most = np.full((CLASSES, CLASSES), 2**31 - 1, np.int32)
-    monkeypatch.setattr(metrics, "confusion_matrix", lambda *_, **__: most)
+    most = np.array([2**31 - 1] * CLASSES**2 + [0], np.int32)
+    monkeypatch.setattr(metrics, "_count_pairs", lambda *_, **__: most)
     for count in range(4):
         got = metrics.evaluate(
             lambda x: x, [{"image": IMAGES, "label": LABELS}] * count, num_classes=CLASSES
         )
         assert got.dtype == np.int64
-        np.testing.assert_array_equal(got, most.astype(np.int64) * count)
+        np.testing.assert_array_equal(got, np.full((CLASSES, CLASSES), (2**31 - 1) * count))
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.int32])
+def test_labels_outside_the_classes_are_told(dtype):
+    labels = LABELS.astype(dtype)
+    labels[0, 0] = 7
+    batch = {"image": IMAGES, "label": labels}
+    told = (
+        r"3 pixels of a batch are of no class, expected 0 to 2: the labels held 0–2, 7 and 255\. "
+    )
+    for others in ([], [{"image": IMAGES, "label": LABELS}]):
+        with pytest.raises(SegjaxError, match=told):
+            metrics.evaluate(lambda x: x, [batch, *others], num_classes=CLASSES)
+    with pytest.raises(SegjaxError, match="the labels held 0–2, 7 and 255, the predictions held 0"):
+        metrics.confusion_matrix(labels, IMAGES.argmax(-1), num_classes=CLASSES)
+
+
+@pytest.mark.parametrize(
+    "label, prediction, counted",
+    [(3, 0, 0), (-1, 0, 0), (254, 0, 0), (1, 3, 0), (1, -1, 0), (255, 7, 0), (1, 2, 1)],
+)
+def test_what_is_outside_the_classes_lands_in_none(label, prediction, counted):
+    """And is told, but where it is ignored."""
+    count = partial(metrics.confusion_matrix, num_classes=3)
+    arrays = jnp.full((1, 1, 1), label), jnp.full((1, 1, 1), prediction)
+    assert jax.jit(count)(*arrays).sum() == counted
+    if not counted and label != 255:
+        with pytest.raises(SegjaxError, match="1 pixels of a batch are of no class"):
+            count(*arrays)
+
+
+def test_labels_of_another_shape_are_told():
+    with pytest.raises(
+        SegjaxError, match=r"labels are \(7, 2, 3, 1\), the predictions \(7, 2, 3\)"
+    ):
+        metrics.confusion_matrix(LABELS[..., None], IMAGES.argmax(-1), num_classes=CLASSES)
 
 
 def test_a_network_of_other_classes_is_refused():

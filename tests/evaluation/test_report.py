@@ -55,7 +55,7 @@ def test_tables_break_no_number_at_a_terminals_width(width, tables):
 
 def test_markdown_has_the_same_scores():
     assert scores_markdown(CLASSES, PER_CLASS, OVERALL) == (
-        "| score | value |\n"
+        "| score | network |\n"
         "| --- | ---: |\n"
         "| mean_iou | 0.7062 |\n"
         "| pixel_accuracy | – |\n"
@@ -66,6 +66,18 @@ def test_markdown_has_the_same_scores():
         "| [sky] | – | – |\n"
         "| a\\|b | 0.5000 | 0.6000 |\n"
     )
+
+
+def test_another_method_stands_beside():
+    others = {"Otsu": {"mean_iou": 0.5, "pixel_accuracy": 0.25}}
+    told = scores_markdown(CLASSES, PER_CLASS, OVERALL, others).splitlines()
+    assert told[0] == "| score | network | Otsu |"
+    assert told[2:4] == ["| mean_iou | 0.7062 | 0.5000 |", "| pixel_accuracy | – | 0.2500 |"]
+    console = Console(file=StringIO(), width=80)
+    console.print(score_table(CLASSES, PER_CLASS, OVERALL, others))
+    lines = [line.split() for line in console.file.getvalue().splitlines()]
+    assert ["score", "network", "Otsu"] in lines
+    assert ["mean_iou", "0.7062", "0.5000"] in lines
 
 
 @pytest.mark.parametrize("write", [score_table, scores_markdown])
@@ -118,6 +130,26 @@ def test_curves_are_drawn(tmp_path, training, validation):
     if training != 1:  # one point makes no line
         assert has_colour(path, BLUE) == bool(training)
     assert has_colour(path, ORANGE) == bool(validation)
+
+
+def test_curves_show_the_held_out_loss_and_whose_they_are(tmp_path):
+    def drawn(records, **options):
+        plot_curves(records, tmp_path / "curves.png", **options)
+        with Image.open(tmp_path / "curves.png") as image:
+            return np.asarray(image.convert("RGB")).astype(int)
+
+    held_out = [{"step": 200 * i, "mean_iou": 0.5, "loss": 1 / i} for i in (1, 2, 3)]
+    without = [{"step": r["step"], "mean_iou": 0.5} for r in held_out]
+    training = records(60, 0)
+    orange = [
+        (abs(drawn(training + scores)[:400] - ORANGE).sum(-1) < 10).sum()
+        for scores in (without, held_out)
+    ]
+    assert orange[0] == 0 < orange[1]  # in the topmost panel
+    plain = drawn(training)
+    titled = drawn(training, title="unet_nuclei: runs/first")
+    assert plain.shape == titled.shape and not np.array_equal(plain[:40], titled[:40])
+    assert drawn(held_out).shape  # a run that told no training yet
 
 
 def test_the_smoothed_loss_survives_gaps(tmp_path):

@@ -2,8 +2,20 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from segjax.data.labels import CAMVID_PALETTE, voc_palette
 from segjax.errors import SegjaxError
-from segjax.evaluation.visualise import colourise, mosaic, overlay, preview_sheet, save_mask
+from segjax.evaluation.visualise import (
+    VOID_COLOUR,
+    WRONG_COLOUR,
+    Row,
+    augmentation_sheet,
+    colourise,
+    errors,
+    overlay,
+    preview_sheet,
+    save_mask,
+    with_legend,
+)
 
 PALETTE = np.array([[0, 0, 0], [128, 0, 0], [0, 128, 0]], np.uint8)
 VOID = [224, 224, 192]
@@ -43,16 +55,27 @@ def test_overlay_of_opacity_0_is_the_picture_and_of_1_the_colours():
     image = picture(2, 3)
     np.testing.assert_array_equal(overlay(image, LABEL, PALETTE, opacity=0), image)
     opaque = overlay(image, LABEL, PALETTE, opacity=1)
-    classes = LABEL != 255
+    classes = (LABEL != 255) & (LABEL != 0)  # class 0 is black
     np.testing.assert_array_equal(opaque[classes], colourise(LABEL, PALETTE)[classes])
     np.testing.assert_array_equal(opaque[~classes], image[~classes])
 
 
-def test_overlay_mixes_and_is_stronger_at_a_border():
-    image, label = np.full((1, 4, 3), 100, np.uint8), np.array([[1, 1, 2, 2]])
+def test_overlay_mixes_and_is_stronger_along_outlines():
+    image, label = np.full((1, 6, 3), 100, np.uint8), np.array([[1, 1, 1, 2, 2, 0]])
     red = overlay(image, label, PALETTE, opacity=0.5)[0, :, 0]
-    # 100 + o (128 - 100) with o = 1/2, at the border 3/4; then 100 - o 100
-    np.testing.assert_array_equal(red, [114, 121, 50, 50])
+    # 100 + o (128 - 100) with o = 1/2, at the outline 7/8; then 100 - o 100; the background
+    np.testing.assert_array_equal(red, [114, 114, 124, 12, 12, 100])
+
+
+def test_a_black_class_hides_nothing_and_another_class_0_is_laid():
+    """VOC's background is black; CamVid's class 0 is the sky."""
+    image, label = picture(5, 5), np.zeros((5, 5), np.uint8)
+    label[1:4, 1:4] = 1
+    laid = overlay(image, label, voc_palette(21))
+    np.testing.assert_array_equal(laid[label == 0], image[label == 0])
+    assert (laid[label == 1] != image[label == 1]).any(-1).all()
+    laid = overlay(image, label, CAMVID_PALETTE)
+    assert (laid[label == 0] != image[label == 0]).any(-1).all()
 
 
 def test_overlay_takes_grey_and_rgba():
@@ -95,8 +118,11 @@ def test_mask_keeps_indices_and_colours(tmp_path):
         np.testing.assert_array_equal(mask.convert("RGB"), colourise(LABEL, PALETTE))
 
 
+NAMES = ["ground", "tree", "house"]
+
+
 def sheet(*rows):
-    return np.asarray(preview_sheet(rows, ["ground", "tree", "house"], PALETTE))
+    return np.asarray(preview_sheet([Row(*row) for row in rows], NAMES, PALETTE))
 
 
 def count(pixels, colour):
@@ -107,16 +133,26 @@ def test_sheet_enlarges_small_pictures_by_a_whole_factor():
     label = np.array([[1, 2], [2, 2], [2, 2]])  # 3 high: 320 // 3 = 106 times
     image = np.full((3, 2, 3), (10, 20, 30), np.uint8)
     pixels = sheet((image, label, label))
-    assert count(pixels, (10, 20, 30)) == 6 * 106**2
+    assert count(pixels, (85, 170, 255)) == 6 * 106**2  # brightened
     assert 2 * 106**2 < count(pixels, (128, 0, 0)) < 2 * 106**2 + 20**2  # and a swatch
     gap = 12
-    assert pixels.shape[1] == 3 * (212 + gap) + gap
+    assert pixels.shape[1] == 4 * (212 + gap) + gap
+
+
+def test_sheet_brightens_dark_pictures_alone():
+    label = np.full((160, 160), 1)
+    for brightest, told in ((50, 153), (255, 30)):
+        image = np.full((160, 160, 3), 30, np.uint8)
+        image[:, :80] = brightest
+        pixels = sheet((image, label, label))
+        assert 0 <= count(pixels, (told,) * 3) - 160 * 320 < 20  # and some of a letter's edge
+    assert sheet((np.zeros((160, 160, 3), np.uint8), label, label)).any()  # all black
 
 
 def test_sheet_reduces_large_pictures():
     label = np.full((400, 640), 1)
     image = np.full((400, 640, 3), (10, 20, 30), np.uint8)
-    assert count(sheet((image, label, label)), (10, 20, 30)) == 320 * 200
+    assert count(sheet((image, label, label)), (85, 170, 255)) == 320 * 200
 
 
 def test_sheet_has_rows_of_their_own_height_and_one_width_for_all_cells():
@@ -128,21 +164,73 @@ def test_sheet_has_rows_of_their_own_height_and_one_width_for_all_cells():
 
 def test_sheet_without_truth_has_two_columns():
     label = np.zeros((160, 160), int)
-    three, two = sheet((picture(160, 160), label, label)), sheet((picture(160, 160), None, label))
-    assert three.shape[1] - two.shape[1] == 320 + 12
+    four, two = sheet((picture(160, 160), label, label)), sheet((picture(160, 160), None, label))
+    assert four.shape[1] - two.shape[1] == 2 * (320 + 12)
 
 
-def test_mosaic_sets_pictures_of_any_sizes_in_rows_and_columns():
-    pictures = [np.full((h, w, 3), 10 * h, np.uint8) for h, w in ((4, 6), (5, 2), (3, 3), (2, 4))]
-    sheet = np.asarray(mosaic([pictures[:2], pictures[2:]]))
-    assert sheet.shape == (8 + 2 * (5 + 8), 8 + (6 + 8) + (4 + 8), 3)
-    places = [(8, 8), (8, 22), (21, 8), (21, 22)]
-    for (top, left), picture in zip(places, pictures, strict=True):
-        h, w, _ = picture.shape
-        np.testing.assert_array_equal(sheet[top : top + h, left : left + w], picture)
-        sheet = sheet.copy()
-        sheet[top : top + h, left : left + w] = 255
-    assert (sheet == 255).all()
+def test_errors_are_marked_where_the_truth_is_not_void():
+    truth, prediction = np.array([[0, 1, 255, 2]]), np.array([[0, 2, 1, 2]])
+    image = np.array([[[0] * 3, [9] * 3, [9] * 3, [255] * 3]], np.uint8)
+    marked = errors(image, truth, prediction)[0].tolist()
+    assert marked == [[64] * 3, list(WRONG_COLOUR), list(VOID_COLOUR), [191] * 3]
+
+
+def test_sheet_has_a_column_of_errors_and_void_in_the_prediction():
+    image, truth = np.full((160, 160, 3), 10, np.uint8), np.zeros((160, 160), int)
+    truth[:80], prediction = 255, truth.copy()
+    prediction[:80] = 1  # nobody knows whether that is wrong
+    right = sheet((image, truth, prediction))
+    half = 160 * 320
+    assert count(right, (128, 0, 0)) == 0
+    assert 3 * half < count(right, VOID) < 3 * half + 20**2  # truth, prediction, errors
+    assert count(right, WRONG_COLOUR) < 20**2  # the legend's alone
+    prediction[80:] = 1
+    assert count(sheet((image, truth, prediction)), WRONG_COLOUR) > half
+
+
+def test_sheet_has_a_caption_over_each_row():
+    label = np.zeros((160, 160), int)
+    rows = [Row(picture(160, 160), label, label, caption) for caption in ("", "2007_32  IoU 0.7")]
+    plain, told = (
+        np.asarray(preview_sheet(chosen, NAMES, PALETTE)) for chosen in (rows[:1], rows[1:])
+    )
+    assert told.shape[0] == plain.shape[0] + 24
+    assert (told[36:60] < 128).any() and (plain[:, :, 0] < 128).any()
+    wide = preview_sheet([rows[0]._replace(caption="name " * 80)], NAMES, PALETTE)
+    assert wide.width > told.shape[1]  # a long one is not cut
+
+
+def test_augmentation_sheet_sets_pictures_of_any_sizes_tightly():
+    """All at a height of 240, however large the picture and small its crops."""
+    large = (picture(480, 720), np.ones((480, 720), int))
+    crops = [(picture(120, 120), np.full((120, 120), i)) for i in (1, 2)]
+    told = augmentation_sheet([("a.png", [large, *crops])] * 2, NAMES, PALETTE)
+    gap, line = 12, 24
+    assert told.width == gap + (360 + gap) + 2 * (240 + gap)
+    assert told.height == gap + line + 2 * (line + 240 + gap) + line + gap
+    pixels = np.asarray(told)
+    whole = Image.fromarray(overlay(*large, PALETTE)).resize((360, 240))
+    top = gap + 2 * line
+    np.testing.assert_array_equal(pixels[top : top + 240, gap : gap + 360], whole)
+    assert (pixels == 255).all(-1).mean() < 0.3
+    swatches = pixels[-line - gap :]
+    assert count(swatches, (128, 0, 0)) and count(swatches, (0, 128, 0))
+
+
+def test_legend_lies_beneath_the_picture_and_names_what_is_laid():
+    laid = picture(40, 300)
+    label = np.zeros((40, 300), int)
+    assert with_legend(laid, label, NAMES, PALETTE).size == (300, 40)  # background alone
+    label[:, :10], label[:, 10:20] = 2, 255
+    pixels = np.asarray(with_legend(laid, label, NAMES, PALETTE))
+    np.testing.assert_array_equal(pixels[:40], laid)
+    assert pixels.shape == (40 + 8 + 24, 300, 3)
+    beneath = pixels[48:]
+    assert count(beneath, (0, 128, 0)) > 10**2 and not count(beneath, (128, 0, 0))
+    assert not count(beneath, VOID) and not count(beneath, (0, 0, 0))
+    narrow = np.asarray(with_legend(laid[:, :20], label[:, :20], NAMES, PALETTE))
+    np.testing.assert_array_equal(narrow[:40, :20], laid[:, :20])
+    assert narrow.shape[1] > 20
 
 
 def test_legend_names_what_occurs_and_grows_with_it():
@@ -155,7 +243,7 @@ def test_legend_names_what_occurs_and_grows_with_it():
     names = [f"a rather long name of class {i}" for i in range(200)]
     palette = np.tile(np.arange(200, dtype=np.uint8)[:, None], 3)
     many = np.arange(200).reshape(10, 20)
-    long = preview_sheet([(picture(10, 20), None, many)], names, palette)
+    long = preview_sheet([Row(picture(10, 20), None, many)], names, palette)
     assert long.height > 200 // 3 * 24
 
 
@@ -164,6 +252,15 @@ def test_malformed_sheets_are_told():
     with pytest.raises(SegjaxError, match="at least one row"):
         preview_sheet([], ["ground"], PALETTE[:1])
     with pytest.raises(SegjaxError, match="1 names and 3 colours"):
-        preview_sheet([(picture(2, 3), None, label)], ["ground"], PALETTE)
+        preview_sheet([Row(picture(2, 3), None, label)], ["ground"], PALETTE)
     with pytest.raises(SegjaxError, match="same height and width"):
         sheet((picture(2, 4), None, label))
+
+
+def test_names_may_have_other_letters_than_latin_ones():
+    """Each drawn as itself, and none as the box that stands for a missing one."""
+    drawn = {
+        name: with_legend(picture(9, 99), np.ones((9, 99), int), ["", name], PALETTE[:2]).tobytes()
+        for name in ("×", "ß", "ж", "ω", "\uffff")
+    }
+    assert len(set(drawn.values())) == len(drawn)

@@ -1,12 +1,15 @@
 """Prediction of pictures of any size: the network's own logits where it takes the size."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from segjax.data.augment import Normalise
-from segjax.inference.predict import make_predict, predict_label
+from segjax.errors import SegjaxError, SegjaxWarning
+from segjax.inference.predict import make_predict, make_tiled_predict, predict_label
 from segjax.models import FCN, UNet
 
 CLASSES = 3
@@ -110,3 +113,25 @@ def test_a_label_is_the_most_likely_class():
     np.testing.assert_array_equal(label, logits[0].argmax(-1))
     np.testing.assert_array_equal(given[0], image[None])
     assert given[0].dtype == jnp.uint8
+
+
+TILED = make_tiled_predict(SAME, normalise=NORMALISE, tile=16, batch_size=1)
+each_way = pytest.mark.parametrize("predict", [PREDICT[SAME], TILED], ids=["whole", "by tiles"])
+
+
+@each_way
+@pytest.mark.parametrize("put", [np.asarray, jnp.asarray])
+def test_pictures_that_are_no_batch_are_told(predict, put):
+    with pytest.raises(SegjaxError, match=r"images are \(16, 16, 3\); expected \(B, H, W, C\)"):
+        predict(VARIABLES[SAME], put(pictures(16, 16)))
+    with pytest.raises(SegjaxError, match=r"image is \(1, 16, 16, 3\); expected one picture"):
+        predict_label(lambda images: predict(VARIABLES[SAME], images), put(pictures(1, 16, 16)))
+
+
+def test_a_picture_scaled_to_one_is_warned_of():
+    floats = pictures(16, 16).astype(np.float32)
+    whole = partial(PREDICT[SAME], VARIABLES[SAME])
+    with pytest.warns(SegjaxWarning, match="The image is of floats in 0–1"):
+        predict_label(whole, floats / 255)
+    predict_label(whole, floats)
+    predict_label(whole, 0 * floats)

@@ -8,6 +8,7 @@ import importlib
 import inspect
 import pkgutil
 from functools import partial
+from typing import Literal, get_args, get_origin, get_type_hints
 
 import jax
 import jax.numpy as jnp
@@ -120,8 +121,35 @@ def assert_output(output: Output, model: nn.Module, images) -> None:
         assert (logits.shape[0], logits.shape[-1], logits.ndim) == (batch, NUM_CLASSES, 4)
 
 
+WORDS = [  # of every field that takes one of some values
+    pytest.param(module, name, get_args(hint), id=f"{module.__name__}.{name}")
+    for module in MODULES
+    for name, hint in get_type_hints(module).items()
+    if get_origin(hint) is Literal
+]
+
+
 def test_networks_are_found():
     assert {FCN, UNet} <= set(NETWORKS)
+    assert {"UNet.padding", "FCN.stride", "GoogLeNet.variant"} <= {word.id for word in WORDS}
+
+
+@pytest.mark.parametrize("module, name, words", WORDS)
+def test_a_word_that_a_field_does_not_know_is_refused_when_the_network_is_made(module, name, words):
+    required = {"num_classes": NUM_CLASSES, "widths": (2, 2), "pad": 1, "train": False}
+    lacking = [f for f in own_fields(module) if f.default is dataclasses.MISSING]
+    fields = {f.name: required[f.name] for f in lacking if f.name != name}
+    allowed = f"{', '.join(map(repr, words[:-1]))} or {words[-1]!r}."
+    for word in words:
+        model = module(**fields, **{name: word})
+        assert getattr(model.clone(), name) == word
+        wrong = f"{word}".upper() + "-"
+        with pytest.raises(SegjaxError) as told:
+            module(**fields, **{name: wrong})
+        expected = f"{name} is {wrong!r}; expected {allowed} Did you mean {word!r}?"
+        assert str(told.value) == f"{module.__name__}: {expected}"
+        with pytest.raises(SegjaxError, match=rf"{name} is '\?'; expected .*\.$"):
+            model.clone(**{name: "?"})
 
 
 @pytest.mark.parametrize("module", MODULES, ids=lambda m: m.__name__)

@@ -1,5 +1,6 @@
 """The table of networks: the papers' counts, each at the size that its paper gives it."""
 
+import json
 import os
 import subprocess
 import sys
@@ -8,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from segjax.commands import models
+from segjax.models import variants
 from segjax.models.variants import VARIANTS
 
 PARAMETERS = {
@@ -59,6 +60,17 @@ def test_the_command_prints_all_of_them():
     assert "two for each multiplication" in told and "305.67 M" in told
 
 
+def test_the_figures_that_the_command_shows_are_those_of_the_networks():
+    """Else: python -m segjax.models.variants."""
+    written = json.loads(variants.FIGURES.read_text())
+    assert list(written) == list(VARIANTS)
+    for name, variant in VARIANTS.items():
+        figures = variants.figures(variant)
+        # Another JAX may count an elementwise operation more or less.
+        assert written[name].pop("gflops") == pytest.approx(figures.pop("gflops"), rel=0.01)
+        assert written[name] == figures
+
+
 def test_flops_are_two_for_each_multiplication_and_addition():
     """U-Net++ L1 by hand: 3×3 convolutions, up-convolution, head; borders meet zeros, 2 % less."""
     network, side, _ = VARIANTS["U-Net++ L1"]
@@ -67,7 +79,7 @@ def test_flops_are_two_for_each_multiplication_and_addition():
     top = 9 * (1 * 32 + 32 * 32) + 9 * (64 * 32 + 32 * 32) + 32
     low = 9 * (32 * 64 + 64 * 64) + 64 * 4 * 32
     by_hand = 2 * (96**2 * top + 48**2 * low)
-    assert models._flops(network, variables, images) == pytest.approx(0.99 * by_hand, rel=0.01)
+    assert variants._flops(network, variables, images) == pytest.approx(0.99 * by_hand, rel=0.01)
 
 
 def test_flops_of_a_network_that_scans_its_blocks():
@@ -83,4 +95,4 @@ def test_flops_of_a_network_that_scans_its_blocks():
     head = patches * (256 * width + 150 * 256) + 150 * (512 * 32 * 32 + 512 * 512 * 32)
     by_hand = 2 * (12 * block + patches * 16**2 * 3 * width + head)
     assert network.scan
-    assert models._flops(network, variables, images) == pytest.approx(1.02 * by_hand, rel=0.01)
+    assert variants._flops(network, variables, images) == pytest.approx(1.02 * by_hand, rel=0.01)

@@ -3,18 +3,21 @@ called when, and with what.
 """
 
 import functools
+import inspect
 import itertools
+import warnings
 from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from flax import linen as nn
 
 from segjax.commands.step import make_prepare
 from segjax.data.augment import Normalise, compose, random_flip, random_scale_crop
-from segjax.errors import SegjaxError
+from segjax.errors import SegjaxError, SegjaxWarning
 from segjax.models import Output, UNet
 from segjax.training import losses, optimizers, sharding
 from segjax.training.train import Every, State, fit, make_state, make_train_step, step_cost
@@ -209,6 +212,83 @@ def test_step_cost_needs_no_data(mesh):
     assert cost.arguments < sum(x.nbytes for x in jax.tree.leaves((state, batch_of(0))))
 
 
+# What is given
+
+
+@pytest.mark.parametrize("shape", [(96, 96, 3), (96, 96)])
+def test_an_image_shape_without_the_batch_is_told(shape):
+    with pytest.raises(SegjaxError, match=r"image_shape is \(96, 96.*expected \(B, H, W, C\)"):
+        make_state(Linear(), OPTIMIZER, key=jax.random.key(0), image_shape=shape)
+
+
+def test_a_schedule_that_is_a_number_is_told():
+    with pytest.raises(SegjaxError, match=r"schedule is 0\.001; .*pass optimizers\.constant\(0\.0"):
+        make_step(Linear(), loss=cross_entropy, prepare=PREPARE, schedule=1e-3)
+
+
+def aliases():
+    """The optimizers of optax that a learning rate suffices for."""
+    for name, function in inspect.getmembers(optax, inspect.isfunction):
+        parameters = list(inspect.signature(function).parameters.values())
+        required = [p.name for p in parameters if p.default is p.empty and p.kind < p.VAR_KEYWORD]
+        named = parameters[:1] and parameters[0].name == "learning_rate"
+        if named and set(required) <= {"learning_rate"} and not name.startswith(("_", "scale_by_")):
+            yield name, function
+
+
+OPTIMIZERS = dict(aliases()) | {
+    "adam of clipped gradients": lambda r: optax.chain(
+        optax.clip_by_global_norm(0.01), optax.adam(r)
+    ),
+    "sgd of adaptively clipped gradients": lambda r: optax.chain(
+        optax.adaptive_grad_clip(0.01), optax.sgd(r, momentum=0.9)
+    ),
+    "sgd with weight decay": lambda r: optax.chain(
+        optax.add_decayed_weights(5e-4), optax.sgd(r, momentum=0.9)
+    ),
+    "adam whose rate can be changed": lambda r: optax.inject_hyperparams(optax.adam)(
+        learning_rate=r
+    ),
+}
+# Whose first update is 0, or which want more than parameters and gradients.
+UNTOLD = {
+    "rprop": optax.rprop,
+    "lbfgs": optax.lbfgs,
+    "accumulated": lambda r: optax.MultiSteps(optax.adam(r), 4),
+    "warmed up": lambda r: optax.adam(optax.linear_schedule(0, r, 100)),
+    "by names": lambda r: optax.multi_transform(
+        {"a": optax.adam(r), "b": optax.sgd(r)}, {"encoder": "a", "decoder": "b"}
+    ),
+}
+
+
+def step_of(optimizer, schedule):
+    return make_step(
+        Linear(), optimizer=optimizer, loss=cross_entropy, prepare=PREPARE, schedule=schedule
+    )
+
+
+@pytest.mark.parametrize("name", [name for name in OPTIMIZERS if name not in UNTOLD])
+def test_an_optimizer_with_a_learning_rate_of_its_own_is_warned_of(name):
+    make, schedule = OPTIMIZERS[name], optimizers.cosine(1e-3, steps=1000, warmup=50)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of optax, that some are deprecated
+        good, bad = make(1.0), make(1e-3)
+    step_of(good, schedule)
+    with pytest.warns(
+        SegjaxWarning, match=r"rate of its own, .*Give it a rate of 1, as optax"
+    ) as told:
+        step_of(bad, schedule)
+    assert told[0].filename == functools.__file__ or told[0].filename == __file__
+    step_of(bad, optimizers.constant(1.0))  # it is meant
+
+
+@pytest.mark.parametrize("name", UNTOLD)
+@pytest.mark.parametrize("rate", [1.0, 1e-3])
+def test_an_optimizer_that_tells_nothing_at_first_is_let_be(name, rate):
+    step_of(UNTOLD[name](rate), optimizers.constant(1e-3))
+
+
 class Calls(list):
     """What `fit` calls, in order. The state's parameter is the sum of the batches so far."""
 
@@ -364,3 +444,21 @@ def test_a_gradient_that_is_not_finite_ends_it_too():
 
     with pytest.raises(SegjaxError, match="at step 1: gradient_norm is inf\\. "):
         fit(State(jnp.int32(0), {}, {}, {}), step, iter([0]), until=1)
+
+
+@pytest.mark.parametrize("place", [np.asarray, lambda x: sharding.put(x, sharding.make_mesh())])
+def test_a_loss_that_is_not_finite_tells_what_the_labels_held(place):
+    """Of the batch of that step, though the next one is on its way."""
+    labels = np.zeros((3, BATCH, 2, 2), np.uint8)
+    labels[0, 0, 0, 0] = 9
+    labels[1, 3] = [[1, 2], [77, 255]]
+
+    def step(state, batch):
+        loss = jnp.where(batch["label"].max() > 9, jnp.nan, 1.0)
+        return state.replace(step=state.step + 1), {"loss": loss}
+
+    told = r"loss is nan\. The labels of its batch held 0–2, 77 and 255; with one that is neither"
+    with pytest.raises(SegjaxError, match=f"at step 2: {told}") as error:
+        batches = ({"label": place(label)} for label in labels)
+        fit(State(jnp.int32(0), {}, {}, {}), step, batches, until=3)
+    assert "checkpoint" not in str(error.value)
