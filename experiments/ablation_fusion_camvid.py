@@ -13,8 +13,8 @@ from segjax.recipe import main
 class AblationFusion(FCN8sCamVid):
     """FCN-8s whose skips are added to the enlarged scores, or concatenated with them.
 
-    python experiments/ablation_fusion_camvid.py train --data FOLDER --run runs/sum --fusion sum
-    python experiments/ablation_fusion_camvid.py train --data FOLDER --run runs/concat \
+    $ python experiments/ablation_fusion_camvid.py train --data FOLDER --run runs/sum --fusion sum
+    $ python experiments/ablation_fusion_camvid.py train --data FOLDER --run runs/concat \\
         --fusion concat
     """
 

@@ -13,7 +13,7 @@ from segjax.recipe import main
 class AblationUpsampling(FCN8sCamVid):
     """FCN-8s that enlarges by transposed convolutions, fixed or learned, or by resizing.
 
-    python experiments/ablation_upsampling_camvid.py train --data FOLDER --run runs/learned \
+    $ python experiments/ablation_upsampling_camvid.py train --data FOLDER --run runs/learned \\
         --upsampling learned
 
     and with fixed, bilinear and nearest.

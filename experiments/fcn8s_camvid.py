@@ -15,14 +15,14 @@ from segjax.recipe import main
 class FCN8sCamVid(FromVGG16, CamVid):
     """FCN-8s from random weights, its VGG16 and classifier narrowed, on road scenes.
 
-    python experiments/fcn8s_camvid.py train --data FOLDER
+    $ python experiments/fcn8s_camvid.py train --data FOLDER
 
     In stages, as in the paper:
 
-    python experiments/fcn8s_camvid.py train --data FOLDER --stride 32 --run runs/fcn32s
-    python experiments/fcn8s_camvid.py train --data FOLDER --stride 16 --run runs/fcn16s \
+    $ python experiments/fcn8s_camvid.py train --data FOLDER --stride 32 --run runs/fcn32s
+    $ python experiments/fcn8s_camvid.py train --data FOLDER --stride 16 --run runs/fcn16s \\
         --start-from runs/fcn32s
-    python experiments/fcn8s_camvid.py train --data FOLDER --start-from runs/fcn16s
+    $ python experiments/fcn8s_camvid.py train --data FOLDER --start-from runs/fcn16s
 
     FOLDER holds images/{train,val} and masks/{train,val}; masks hold 0 to 10, and 11 = unlabelled.
     The paper's own widths, from torchvision's weights: --widths 64 128 256 512 512

@@ -14,7 +14,7 @@ from segjax.recipe import Recipe, Split, main
 class FCN8sShapes(Recipe):
     """FCN-8s from random weights, its VGG16 and classifier narrowed, on drawn shapes.
 
-    python experiments/fcn8s_shapes.py train
+    $ python experiments/fcn8s_shapes.py train
 
     The paper's own widths: --widths 64 128 256 512 512 --classifier-width 4096.
     """

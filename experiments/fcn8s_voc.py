@@ -21,8 +21,8 @@ from segjax.training import optimizers
 class FCN8sVOC(FromVGG16, Recipe):
     """FCN-8s at once, from torchvision's VGG16, on trainaug; held out is val.
 
-    python -m segjax prepare voc_segmentation/2012_sbd --data-dir DATA
-    python experiments/fcn8s_voc.py train --data DATA --vgg16 vgg16-397923af.pth
+    $ python -m segjax prepare voc_segmentation/2012_sbd --data-dir DATA
+    $ python experiments/fcn8s_voc.py train --data DATA --vgg16 vgg16-397923af.pth
 
     The network is the paper's; the schedule is today's usual one, not its batches of one picture.
     """

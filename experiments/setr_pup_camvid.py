@@ -18,7 +18,7 @@ from segjax.training import losses
 class SETRPUPCamVid(CamVid):
     """SETR-PUP from random weights, its encoder small, on road scenes.
 
-    python experiments/setr_pup_camvid.py train --data FOLDER
+    $ python experiments/setr_pup_camvid.py train --data FOLDER
 
     FOLDER holds images/{train,val} and masks/{train,val}; masks hold 0 to 10, and 11 = unlabelled.
     The paper's ViT-Large: --width 1024 --depth 24 --heads 16 --decoder-channels 256

@@ -13,7 +13,7 @@ from segjax.recipe import main
 class UNetCamVid(CamVid):
     """Road scenes of 480×360 pixels, trained on random crops at random scales.
 
-    python experiments/unet_camvid.py train --data FOLDER
+    $ python experiments/unet_camvid.py train --data FOLDER
 
     FOLDER holds images/{train,val} and masks/{train,val}; masks hold 0 to 10, and 11 = unlabelled.
     """

@@ -25,7 +25,7 @@ from segjax.recipe import Split, main
 class UNetDSB2018(DSB2018):
     """Nuclei against background, with gaps between touching ones that weigh more than the rest.
 
-    python experiments/unet_dsb2018.py train --data FOLDER
+    $ python experiments/unet_dsb2018.py train --data FOLDER
 
     FOLDER holds images/ and masks_instance/, 16-bit PNGs of instance numbers, and two lists of
     stems, train.txt and val.txt; of pictures of very different sizes, list those that the canvas

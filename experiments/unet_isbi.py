@@ -26,7 +26,7 @@ from segjax.recipe import Recipe, Split, main
 class UNetISBI(Recipe):
     """Cells and membranes, the last 6 of the 30 slices held out, trained as in U-Net's paper.
 
-    python experiments/unet_isbi.py train --data FOLDER
+    $ python experiments/unet_isbi.py train --data FOLDER
 
     FOLDER holds images/ and masks/ of 512×512 PNGs; masks are 255 in cells, 0 on membranes.
     """

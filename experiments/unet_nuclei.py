@@ -30,7 +30,7 @@ DARK = Normalise(mean=(13.0,), deviation=(20.0,))  # those of the photographs
 class UNetNuclei(Recipe):
     """A small U-Net learns to find nuclei and to tell touching ones apart.
 
-    python experiments/unet_nuclei.py train
+    $ python experiments/unet_nuclei.py train
     """
 
     data: Path = Path(__file__).parent / "nuclei"

@@ -14,7 +14,7 @@ from segjax.recipe import Recipe, Split, main
 class UNetShapes(Recipe):
     """A small U-Net learns to tell six shapes from a background, and from each other.
 
-    python experiments/unet_shapes.py train
+    $ python experiments/unet_shapes.py train
     """
 
     steps: int = 700

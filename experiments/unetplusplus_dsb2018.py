@@ -16,7 +16,7 @@ from segjax.training import losses
 class UNetPlusPlusDSB2018(DSB2018):
     """Nuclei against background, with one loss for each of the heads, on crops of 96×96 pixels.
 
-    python experiments/unetplusplus_dsb2018.py train --data FOLDER
+    $ python experiments/unetplusplus_dsb2018.py train --data FOLDER
 
     FOLDER holds images/ and masks_instance/, 16-bit PNGs of instance numbers, and two lists of
     stems, train.txt and val.txt; of pictures of very different sizes, list those that the canvas

@@ -25,8 +25,10 @@ import segjax
 from segjax.commands.audit import audit_sources
 from segjax.commands.command import command
 from segjax.commands.cost import cost
+from segjax.commands.description import file_of
 from segjax.commands.evaluate import evaluate
 from segjax.commands.predict import predict
+from segjax.commands.run import may_clear
 from segjax.commands.show_augment import show_augment
 from segjax.commands.train import train
 from segjax.data import augment, pipeline
@@ -168,22 +170,32 @@ def main(recipe: type[Recipe], argv: Sequence[str] | None = None) -> None:
     except SegjaxError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
-    name = Path(inspect.getfile(recipe)).stem
+    file = file_of(recipe)
+    name = file.stem if file else recipe.__name__
     home = Path("runs") / name
     unprefixed = tyro.conf.arg(name="")  # a recipe's fields as options of that very name
     given: Any = Annotated[recipe, unprefixed]
     without_data: Any = Annotated[_without_data(recipe), unprefixed]
 
-    def train_(recipe: given, *, run: Path = home, distributed: bool = False) -> None:
+    def train_(
+        recipe: given,
+        *,
+        run: Path = home,
+        distributed: bool = False,
+        restart: bool = False,
+        yes: bool = False,
+    ) -> None:
         """Train, or go on with the run in the folder; then evaluate.
 
         Args:
             run: The run folder.
             distributed: Join the other processes of a cluster; each runs this same command.
+            restart: Remove the run in the folder, after a question, and start over.
+            yes: Do not ask.
         """
         if distributed:
             sharding.join_cluster()
-        train(recipe, run, name=name)
+        train(recipe, run, name=name, restart=restart and may_clear(run, yes=yes))
 
     def cost_(recipe: without_data, *, run: Path = home) -> None:
         """Compile the training step without data; print parameters, FLOPs, memory, compile time.

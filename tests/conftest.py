@@ -33,3 +33,21 @@ def folder(tmp_path):
             Image.fromarray(pixels).save(tmp_path / f"data/images/{split}/{i}.jpg")
             Image.fromarray(mask).save(tmp_path / f"data/masks/{split}/{i}.png")
     return tmp_path / "data"
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """A folder of `tiny`'s data with a run of it in `run`; on one device, so that 2 divides."""
+    from tiny import TinyRecipe, make_data
+
+    from segjax.recipe import main
+    from segjax.training import sharding
+
+    make_mesh = sharding.make_mesh
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sharding, "make_mesh", lambda *_: make_mesh(jax.devices()[:1]))
+        patch.setattr(jax, "local_device_count", lambda: 1)
+        home = make_data(tmp_path_factory.mktemp("tiny"))
+        options = ["--data", str(home), "--run", str(home / "run"), "--skip-broken"]
+        main(TinyRecipe, ["train", *options])
+        yield home

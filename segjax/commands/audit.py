@@ -13,7 +13,7 @@ import tyro
 from rich.progress import track
 
 from segjax.commands.run import Run, write_whole
-from segjax.commands.trained import moved
+from segjax.commands.trained import held_out
 from segjax.data import audit as auditing
 from segjax.data import audit_page, layouts, pipeline
 from segjax.data.audit import Audit
@@ -80,8 +80,7 @@ def audit(
         raise SegjaxError(f"{source} is no run folder, whose data may have moved; drop --data.")
     sources: dict[str, pipeline.Source]
     if is_run:
-        held_out = Run(source).rebuild("source")
-        sources = {"val": moved(held_out, data) if data else held_out}
+        sources = {"val": held_out(Run(source), data)}
     elif layout:
         sources = dict(layouts.splits(source, layout))
     else:

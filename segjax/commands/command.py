@@ -1,8 +1,13 @@
 """What surrounds a command: errors told by their text, compilations counted, a polite stop."""
 
 import difflib
+import errno
+import io
+import os
 import signal
+import socket
 import sys
+import threading
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -11,6 +16,9 @@ from typing import Any
 import tyro
 
 from segjax.errors import SegjaxError, SegjaxWarning
+
+_ADVICE = "Correct the path or its permissions, remove what is in its place, or free the disk."
+_SHOW_CURSOR = b"\033[?25h"  # a progress bar has hidden it
 
 
 class CompilationCount:
@@ -27,31 +35,54 @@ class CompilationCount:
         self.hits += event == "/jax/compilation_cache/cache_hits"
 
     def __str__(self) -> str:
-        return f"{self.misses} programs compiled, {self.hits} taken from the cache"
+        programs = "1 program" if self.misses == 1 else f"{self.misses} programs"
+        return f"{programs} compiled, {self.hits} taken from the cache"
 
 
 @contextmanager
-def interruption() -> Iterator[Callable[[], bool]]:
-    """Ctrl-C or SIGTERM asks to stop after the step; a second one stops at once.
+def interruption() -> Iterator[Callable[[], int]]:
+    """Ctrl-C or SIGTERM asks to stop after the step, and is told so; a second one ends at once.
 
-    Only for a lone process: those of a cluster would have to stop after the same step.
+    Gives a function: the signal's number once it came, 0 before. Only for a lone process: those of
+    a cluster would have to stop after the same step.
     """
     import jax
 
+    numbers = (signal.SIGINT, signal.SIGTERM) if jax.process_count() == 1 else ()
     asked: list[int] = []
 
-    def ask(number: int, frame: Any) -> None:
-        if asked:
-            raise KeyboardInterrupt
-        asked.append(number)
+    def listen() -> None:
+        heard = 0
+        while number := listener.recv(1)[0]:
+            if number not in numbers:
+                continue
+            heard += 1
+            if heard == 1:
+                os.write(2, b"\nstopping after this step (again: at once)\n")
+            else:
+                # No exception, of which each library's threads would make something of their own.
+                os.write(2, _SHOW_CURSOR if sys.stderr.isatty() else b"")
+                os._exit(128 + number)
 
-    numbers = (signal.SIGINT, signal.SIGTERM) if jax.process_count() == 1 else ()
-    before = {number: signal.signal(number, ask) for number in numbers}
+    # Python's own handlers wait until the main thread is back from XLA, which may take minutes;
+    # the system writes to this socket at once, and a thread reads.
+    listener, wakeup = socket.socketpair()
+    wakeup.setblocking(False)
+    thread = threading.Thread(target=listen, daemon=True)
+    thread.start()
+    fd = signal.set_wakeup_fd(wakeup.fileno()) if numbers else -1
+    before = {number: signal.signal(number, lambda n, _: asked.append(n)) for number in numbers}
     try:
-        yield lambda: bool(asked)
+        yield lambda: asked[0] if asked else 0
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+        if numbers:
+            signal.set_wakeup_fd(fd)
+        wakeup.send(b"\0")
+        thread.join()
+        listener.close()
+        wakeup.close()
 
 
 def command(
@@ -61,12 +92,15 @@ def command(
     prog: str | None = None,
     argv: Sequence[str] | None = None,
 ) -> None:
-    """Run a verb as a command: a SegjaxError is told by its text alone, with exit status 2.
+    """Run a verb as a command: a user's or the disk's error is told by its text, with status 2.
 
     So is a SegjaxWarning, and the command goes on.
     """
     warnings.formatwarning = _format_warning
     argv = sys.argv[1:] if argv is None else argv
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # names of files may hold any bytes
+            stream.reconfigure(errors="backslashreplace")
     try:
         if argv and argv[0] not in verbs and argv[0][:1] != "-":
             raise SegjaxError(_no_verb(argv[0], verbs))
@@ -76,6 +110,18 @@ def command(
     except SegjaxError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
+    except BrokenPipeError:  # of `| head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # or Python tells it again as it ends
+        sys.exit(141)  # 128 + SIGPIPE, which Windows lacks
+    except OSError as error:
+        if error.filename is None and error.errno != errno.ENOSPC:
+            raise
+        where = error.filename2 or error.filename or "the disk"
+        print(f"error: {where}: {error.strerror}. {_ADVICE}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print("Interrupted.", file=sys.stderr)
+        sys.exit(128 + signal.SIGINT)
 
 
 _format_others = warnings.formatwarning

@@ -14,10 +14,11 @@ import tyro
 from jax.sharding import Mesh
 
 from segjax.commands.run import Run, write_whole
-from segjax.commands.trained import Which, load, moved
+from segjax.commands.trained import Which, held_out, load
 from segjax.data import pipeline
 from segjax.data.audit import evenly
 from segjax.data.weight_map import components
+from segjax.errors import SegjaxError
 from segjax.evaluation import metrics, report, visualise
 from segjax.inference.predict import Predict, predict_label, tiles
 from segjax.training import sharding
@@ -36,6 +37,7 @@ def evaluate(
     checkpoint: Which = "best",
     tile: int | None = None,
     gaussian: bool = False,
+    out: Path | None = None,
 ) -> dict[str, float]:
     """Score a run on its held-out data; write scores, curves and pictures to its report folder.
 
@@ -46,6 +48,7 @@ def evaluate(
         checkpoint: Which checkpoint.
         tile: Compute by tiles of at most so many pixels a side, for pictures that are too large.
         gaussian: Where windows are averaged (SETR), let their weights fall towards the border.
+        out: Where to write; by default `report` in the run folder.
 
     Returns:
         The overall scores by name.
@@ -54,9 +57,12 @@ def evaluate(
         SegjaxError: there is no such run, or its data cannot be read.
     """
     stored = Run(run)
-    source = stored.rebuild("source")
-    if data is not None:
-        source = moved(source, data)
+    source = held_out(stored, data)
+    if (given := tuple(source.classes)) != (named := stored.rebuild("classes")):
+        raise SegjaxError(
+            f"{run / 'recipe.json'}: its source has the classes {', '.join(given)}, the run "
+            f"{', '.join(named)}. Restore the file."
+        )
     batch_size = batch_size or stored.fields["batch_size"]
     canvases = [*map(tuple, stored.fields["buckets"] or [stored.fields["canvas"]])]
     mesh = sharding.make_mesh(jax.local_devices() if tile else None)
@@ -81,7 +87,8 @@ def evaluate(
     if jax.process_index() == 0:
         # Alone, without the other processes of a cluster.
         alone = on_mesh if tile else partial(predict, jax.device_put(variables))
-        _write_report(stored, source, partial(predict_label, alone), step, confusion)
+        where = out or run / "report"
+        _write_report(stored, where, source, partial(predict_label, alone), step, confusion)
     return metrics.summary(confusion)
 
 
@@ -121,21 +128,28 @@ def confusion_by_tiles(
 
 
 def _write_report(
-    run: Run, source: pipeline.Source, label_of: Labels, step: int, confusion: np.ndarray
+    run: Run,
+    where: Path,
+    source: pipeline.Source,
+    label_of: Labels,
+    step: int,
+    confusion: np.ndarray,
 ) -> None:
-    """Print the scores; write them, the curves, a preview sheet and overlays to `report`."""
-    classes, palette, where = source.classes, source.palette, run.folder / "report"
+    """Print the scores; write them, the curves, a preview sheet and overlays to `where`."""
+    classes, palette = source.classes, source.palette
     (where / "overlays").mkdir(parents=True, exist_ok=True)
     overall = metrics.summary(confusion) | _object_scores(source, label_of)
     per_class = metrics.per_class(confusion)
     baselines = _baselines(run)
     others = {name: _scores(source, method) for name, method in baselines.items()}
-    rich.print(report.score_table(classes, per_class, overall, others))
+    console = rich.get_console()
+    for table in report.score_tables(classes, per_class, overall, others, width=console.width):
+        console.print(table)
     write_whole(where / "scores.md", report.scores_markdown(classes, per_class, overall, others))
     scores = {"step": step, **_finite(overall), "classes": classes, "confusion": confusion.tolist()}
     if others:
         scores["others"] = {name: _finite(values) for name, values in others.items()}
-    write_whole(where / "scores.json", json.dumps(scores))
+    write_whole(where / "scores.json", json.dumps(scores, ensure_ascii=False))
     if told := report.read_metrics(run.folder / "metrics.jsonl"):
         name = run.folder.resolve().name
         title = name if name == run.recipe else f"{name} ({run.recipe})"
@@ -152,8 +166,9 @@ def _write_report(
         with_legend = visualise.with_legend(overlay, label, classes, palette)
         with_legend.save(where / f"overlays/{example['id']}.png")
     visualise.preview_sheet(rows, classes, palette).save(where / "preview.png", optimize=True)
+    pictures = "1 picture" if len(source) == 1 else f"{len(source)} pictures"
     print(
-        f"Checkpoint of step {step}, {len(source)} pictures. Look at {where / 'preview.png'}, "
+        f"Checkpoint of step {step}, {pictures}. Look at {where / 'preview.png'}, "
         "and beside it curves.png, overlays/, scores.md and scores.json."
     )
 

@@ -1,18 +1,34 @@
 """The verb that labels pictures by a run."""
 
-from functools import partial
+import glob
+from collections.abc import Callable, Iterable
+from contextlib import suppress
+from functools import cache, partial
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import jax
+import numpy as np
 import tyro
 
+from segjax.commands import memory
 from segjax.commands.run import Run
 from segjax.commands.trained import Which, load
-from segjax.data.pictures import read_picture
+from segjax.data.pictures import PICTURES, Ranges, count_pages, read_picture, shown
 from segjax.data.wrapper import bare
 from segjax.errors import SegjaxError
 from segjax.evaluation import visualise
 from segjax.inference.predict import predict_label, tiles
+
+_TILE = 1024  # where a picture has to be computed by tiles, and no size is given
+
+
+class _Picture(NamedTuple):
+    """One to label: a file, its page where it has several, and the name of what is written."""
+
+    path: Path
+    page: int | None
+    name: str
 
 
 @tyro.conf.configure(tyro.conf.PositionalRequiredArgs)
@@ -29,49 +45,161 @@ def predict(
 
     Args:
         run: The run folder.
-        images: Picture files.
+        images: Picture files, folders of them, or patterns such as 'photos/*.jpg'. Of a file of
+            several pages, each is labelled.
         out: Where to write; by default `predictions` in the run folder.
         checkpoint: Which checkpoint.
-        tile: Compute by tiles of at most so many pixels a side, for pictures that are too large.
+        tile: Compute by tiles of at most so many pixels a side; by default only pictures that are
+            too large for the memory.
         gaussian: Where windows are averaged (SETR), let their weights fall towards the border.
 
     Raises:
         SegjaxError: pictures that cannot be read, after all others are done.
     """
+    if runs := [path for path in images if (path / "recipe.json").exists()]:
+        raise SegjaxError(
+            f"{runs[0]}: a run folder, where pictures are expected. The run comes first, then the "
+            f"pictures: {runs[0]} {run}"
+        )
     stored = Run(run)
     out = out or run / "predictions"
-    stems = [path.stem for path in images]
-    if twins := sorted({stem for stem in stems if stems.count(stem) > 1}):
-        raise SegjaxError(
-            f"Several pictures would be written to {out / twins[0]}.png; predict them into "
-            "different folders with --out."
-        )
-    if not images:
-        raise SegjaxError("No picture was named; give one or more files.")
-    tiles_at_a_time = jax.local_device_count()
-    _, logits, variables = load(
-        stored, checkpoint, tile=tile, gaussian=gaussian, batch_size=tiles_at_a_time
-    )
-    logits = partial(logits, jax.device_put(variables))
-    palette, classes = stored.rebuild("palette"), stored.rebuild("classes")
     ranges = getattr(bare(stored.rebuild("source")), "ranges", ())
-    out.mkdir(parents=True, exist_ok=True)
-    unread = []
-    for path in images:
+    read = partial(read_picture, channels=stored.fields["channels"], ranges=ranges)
+    pictures, unread = _pictures(_files(images), read, ranges)
+    _check_names(pictures, out)
+    total = len(pictures) + len(unread)
+    label = _labeller(stored, checkpoint, tile=tile, gaussian=gaussian)
+    palette, classes = stored.rebuild("palette"), stored.rebuild("classes")
+    for path, page, name in pictures:
         try:
-            image = read_picture(path, stored.fields["channels"], ranges)
+            image = read(path, page=page)
+            labels = label(path, image)
+            overlay = visualise.overlay(image, labels, palette)
+            out.mkdir(parents=True, exist_ok=True)
+            visualise.save_mask(out / f"{name}.png", labels, palette)
+            laid = visualise.with_legend(overlay, labels, classes, palette)
+            laid.save(out / f"{name}_overlay.png")
+        except SegjaxError as error:
+            unread.append(str(error))
+        except OSError as error:  # a name that is too long there, a full disk
+            unread.append(f"{out / name}.png: cannot be written: {error.strerror or error}.")
+        else:
+            print(f"{out / name}.png  {name}_overlay.png")
+    if unread:
+        done = total - len(unread)
+        if total > 1:
+            unread.append(
+                f"The other {done} of {total} {'is' if done == 1 else 'are'} done."
+                if done
+                else f"None of the {total} is done."
+            )
+        raise SegjaxError("\n".join(unread))
+
+
+def _files(images: Iterable[Path]) -> list[Path]:
+    """The files that are named, those that a pattern stands for, and the pictures of folders."""
+    files: list[Path] = []
+    for path in images:
+        if path.exists() or path.is_symlink() or not set("*?[") & set(str(path)):
+            found = [path]
+        elif not (found := sorted(map(Path, glob.glob(str(path), recursive=True)))):
+            raise SegjaxError(f"{path}: no file has a name like that. Correct the pattern.")
+        for one in found:
+            files += _in_folder(one) if one.is_dir() else [one]
+    if not files:
+        raise SegjaxError("No picture was named; give one or more files or folders of them.")
+    return files
+
+
+def _in_folder(folder: Path) -> list[Path]:
+    """The pictures in a folder, by their suffix; what else lies there is told."""
+    held = sorted(path for path in folder.iterdir() if not path.name.startswith("."))
+    files = [path for path in held if path.suffix.lower() in PICTURES and not path.is_dir()]
+    if not files:
+        raise SegjaxError(
+            f"{folder}: no pictures in this folder; looked for {', '.join(PICTURES)}. Name another "
+            "folder, or the files."
+        )
+    if others := [path.name for path in held if path not in files]:
+        pictures = "1 picture" if len(files) == 1 else f"{len(files)} pictures"
+        print(f"{folder}: {pictures}; passed over: {shown(others)}")
+    return files
+
+
+def _pictures(
+    files: Iterable[Path], read: Callable[..., np.ndarray], ranges: Ranges
+) -> tuple[list[_Picture], list[str]]:
+    """Each picture in the files, and what is wrong with files that cannot be opened."""
+    pictures, unread = [], []
+    for path in files:
+        try:
+            pages = _pages(path, read, ranges)
         except SegjaxError as error:
             unread.append(str(error))
             continue
-        if tile:
-            print(tiles.plan(stored.rebuild("model"), image.shape[:2], tile))
-        label = predict_label(logits, image)
-        visualise.save_mask(out / f"{path.stem}.png", label, palette)
-        overlay = visualise.overlay(image, label, palette)
-        visualise.with_legend(overlay, label, classes, palette).save(
-            out / f"{path.stem}_overlay.png"
+        if pages == 1:
+            pictures.append(_Picture(path, None, path.stem))
+            continue
+        print(f"{path}: {pages} pages")
+        digits = len(str(pages - 1))  # as `Folder` names them
+        pictures += [_Picture(path, i, f"{path.stem}-{i:0{digits}}") for i in range(pages)]
+    return pictures, unread
+
+
+def _pages(path: Path, read: Callable[..., np.ndarray], ranges: Ranges) -> int:
+    """How many pictures a file holds."""
+    if ranges:  # with them a file of many pages may be one picture of many channels
+        with suppress(SegjaxError):
+            read(path)
+            return 1
+    return count_pages(path)
+
+
+def _check_names(pictures: Iterable[_Picture], out: Path) -> None:
+    """Raise SegjaxError where two pictures would be written to one file."""
+    written: dict[str, Path] = {}
+    for path, _, name in pictures:
+        for file in (f"{name}.png", f"{name}_overlay.png"):
+            if file in written:
+                raise SegjaxError(
+                    f"Several pictures would be written to {out / file}: {written[file]} and "
+                    f"{path}. Predict them into different folders with --out."
+                )
+            written[file] = path
+
+
+def _labeller(
+    stored: Run, checkpoint: Which, *, tile: int | None, gaussian: bool
+) -> Callable[[Path, np.ndarray], np.ndarray]:
+    """What labels the picture (H, W, C) of a file, by tiles where asked for or needed."""
+    model = stored.rebuild("model")
+
+    @cache
+    def loaded(tile: int | None) -> tuple[Callable[..., Any], Any]:
+        """The prediction of the network and its variables on the device."""
+        _, predict, variables = load(
+            stored, checkpoint, tile=tile, gaussian=gaussian, batch_size=jax.local_device_count()
         )
-        print(f"{out / path.stem}.png  {path.stem}_overlay.png")
-    if unread:
-        done = len(images) - len(unread)
-        raise SegjaxError("\n".join([*unread, f"The other {done} of {len(images)} are done."]))
+        return predict, jax.device_put(variables)
+
+    def label(path: Path, image: np.ndarray) -> np.ndarray:
+        height, width, _ = image.shape
+        side = tile
+        if not side:
+            if (labels := memory.whole(*loaded(None), image)) is not None:
+                return labels
+            # The windows of a network that sees everything are best as large as in training.
+            side = max(stored.fields["crop"]) if model.geometry.context is None else _TILE
+            print(f"{path}: {height}×{width} pixels at once do not fit the memory; so by tiles.")
+        print(tiles.plan(model, (height, width), side))
+        # The stitched logits, float32, and their argmax, int64, are held on the host.
+        if height * width * (4 * model.num_classes + 8) > memory.left_on_host():
+            raise SegjaxError(
+                f"{path}: the logits of {height}×{width} pixels and {model.num_classes} classes do "
+                "not fit this machine's memory. Cut the picture into parts."
+            )
+        predict, variables = loaded(side)
+        return predict_label(partial(predict, variables), image)
+
+    loaded(tile)  # what is wrong with the run is told before pictures are read
+    return label

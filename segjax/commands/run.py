@@ -9,18 +9,18 @@
     report/           scores, curves, pictures
 
 Networks and sources are frozen dataclasses of plain values, so their class and fields are all
-there is to write down. This file knows none of them.
+there is to write down (see `description`). This file knows none of them.
 """
 
-import dataclasses
-import importlib
 import json
 import os
 import platform
+import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -28,11 +28,71 @@ from typing import Any
 import jax
 
 import segjax
+from segjax.commands.description import describe, less_files, rebuild
 from segjax.errors import SegjaxError
 
 # What may differ when a run is taken up again; all else would make it another run.
 _MAY_CHANGE = frozenset({"steps", "evaluate_every", "log_every", "data", "workers", "cache"})
+# What a run writes to its folder but for predictions, of which other files may be kept.
+_OF_A_RUN = (
+    "environment.json",
+    "skipped.json",
+    "metrics.jsonl",
+    "checkpoints",
+    "tensorboard",
+    "report",
+)
 _PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
+
+
+def _is_count(value: Any) -> bool:
+    return type(value) is int and value > 0
+
+
+def _is_size(value: Any) -> bool:
+    return isinstance(value, list) and len(value) == 2 and all(map(_is_count, value))
+
+
+def _is_thing(value: Any) -> bool:
+    """A dataclass as `describe` writes it."""
+    held = isinstance(value, dict)
+    return held and isinstance(value.get("class"), str) and isinstance(value.get("fields"), dict)
+
+
+def _is_list(value: Any, of: Callable[[Any], bool], least: int = 0) -> bool:
+    return isinstance(value, list) and len(value) >= least and all(map(of, value))
+
+
+def _is_colour(value: Any) -> bool:
+    return _is_list(value, lambda x: type(x) is int and 0 <= x <= 255) and len(value) == 3
+
+
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str)
+
+
+# What the commands use of recipe.json: what it must look like, and that in words.
+_Kinds = Mapping[str, tuple[Callable[[Any], bool], str]]
+_THING = (_is_thing, "a class and its fields")
+_COUNT = (_is_count, "a number of at least 1")
+_PARTS: _Kinds = {
+    "segjax": (_is_text, "a version"),
+    "recipe": (_is_text, "a name"),
+    "fields": (lambda value: isinstance(value, dict), "the fields of the recipe"),
+    "model": _THING,
+    "normalise": _THING,
+    "source": _THING,
+    "classes": (partial(_is_list, of=_is_text, least=1), "names"),
+    "palette": (partial(_is_list, of=_is_colour), "colours"),
+}
+_FIELDS: _Kinds = {
+    "batch_size": _COUNT,
+    "workers": _COUNT,
+    "channels": _COUNT,
+    "crop": (_is_size, "a height and a width"),
+    "canvas": (_is_size, "a height and a width"),
+    "buckets": (partial(_is_list, of=_is_size), "heights and widths"),
+}
 
 
 class Run:
@@ -43,25 +103,27 @@ class Run:
     """
 
     def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        path = folder / "recipe.json"
+        self.folder, self._path = folder, folder / "recipe.json"
+        if folder.exists() and not folder.is_dir():
+            raise SegjaxError(f"{folder}: a file, expected the folder of a run.")
         try:
-            self._stored = read_json(path)
+            self._stored = read_json(self._path)
         except FileNotFoundError:
             raise SegjaxError(
                 f"{folder}: no run here (recipe.json is missing). Train one first, or name the "
                 "folder of another."
             ) from None
+        self._check()
 
     @property
     def fields(self) -> Mapping[str, Any]:
         """Every field of the recipe by name, as plain values."""
-        return self._part("fields")
+        return self._stored["fields"]
 
     @property
     def recipe(self) -> str:
         """The recipe's name."""
-        return self._part("recipe")
+        return self._stored["recipe"]
 
     def has(self, part: str) -> bool:
         """Whether there is such a part: not every recipe has a "baseline"."""
@@ -70,30 +132,42 @@ class Run:
     def rebuild(self, part: str) -> Any:
         """The "model", "normalise", "source" (held-out data) … of the recipe, made anew."""
         try:
-            return _rebuild(self._part(part))
-        except (ImportError, AttributeError, KeyError, TypeError, ValueError) as error:
+            return rebuild(self._stored[part])
+        except SegjaxError as error:
+            raise SegjaxError(f"{self._path}: its {part} cannot be rebuilt: {error}") from error
+        except Exception as error:  # classes of any kind, given what the file holds
             raise SegjaxError(
-                f"{self.folder / 'recipe.json'}: its {part} cannot be rebuilt: {error}. It was "
-                f"written by segjax {self._part('segjax')}, this is {segjax.__version__}; a class "
-                "of your own must be importable from where you start the command."
+                f"{self._path}: its {part} cannot be rebuilt: {error}. It was written by segjax "
+                f"{self._stored['segjax']}, this is {segjax.__version__}; a class of your own must "
+                "be importable from where you start the command."
             ) from error
 
-    def _part(self, name: str) -> Any:
-        try:
-            return self._stored[name]
-        except (KeyError, TypeError):
+    def _check(self) -> None:
+        """Raise SegjaxError unless recipe.json holds all that the commands use, of its kind."""
+        parts: Any = self._stored if isinstance(self._stored, dict) else {}
+        for held, kinds, where in ((parts, _PARTS, ""), (parts.get("fields"), _FIELDS, "field ")):
+            for name, (fits, expected) in kinds.items():
+                if name not in held:
+                    raise SegjaxError(f"{self._path}: has no {where}{name!r}. Restore the file.")
+                if not fits(held[name]):
+                    raise SegjaxError(
+                        f"{self._path}: its {where}{name!r} is {str(held[name])[:80]}, expected "
+                        f"{expected}. Restore the file."
+                    )
+        if len(parts["classes"]) != len(parts["palette"]):
             raise SegjaxError(
-                f"{self.folder / 'recipe.json'}: has no {name!r}. Restore the file."
-            ) from None
+                f"{self._path}: has {len(parts['classes'])} classes and {len(parts['palette'])} "
+                "colours in its palette. Restore the file."
+            )
 
     def _compare(self, wanted: Mapping[str, Any]) -> None:
         """Raise SegjaxError unless `wanted` is the recipe that is written here."""
-        if self._part("recipe") != wanted["recipe"]:
+        if self._stored["recipe"] != wanted["recipe"]:
             raise SegjaxError(
-                f"{self.folder} is a run of the recipe {self._part('recipe')}, not "
+                f"{self.folder} is a run of the recipe {self._stored['recipe']}, not "
                 f"{wanted['recipe']}. Name another folder with --run."
             )
-        have = _settings(self._part("fields"), self._part("model"))
+        have = _settings(self._stored["fields"], self._stored["model"])
         want = _settings(wanted["fields"], wanted["model"])
         changed = [
             f"  {name}: {have.get(name)} in the run, {want.get(name)} asked for"
@@ -114,6 +188,7 @@ def start_run(
     name: str,
     fields: Mapping[str, Any],
     parts: Mapping[str, Any],
+    restart: bool = False,
 ) -> None:
     """Make a run folder, or make sure that the one there is of the same recipe; note the start.
 
@@ -122,6 +197,7 @@ def start_run(
         name: of the recipe.
         fields: its fields, plain values or dataclasses of them.
         parts: what `Run.rebuild` gives back, dataclasses of plain values.
+        restart: of a run there, remove what it has written instead.
 
     Raises:
         SegjaxError: the folder holds another recipe, other fields of it, or other things.
@@ -129,87 +205,91 @@ def start_run(
     wanted = {
         "segjax": segjax.__version__,
         "recipe": name,
-        "fields": _describe(dict(fields)),
-        **_describe(dict(parts)),
+        "fields": describe(dict(fields)),
+        **describe(dict(parts)),
     }
     wanted = json.loads(json.dumps(wanted))  # as it would be read
     path = folder / "recipe.json"
     # Listed first, for the first process of several may be writing the recipe just now.
     held = {p.name for p in folder.iterdir()} if folder.is_dir() else set()
     if path.exists():
-        Run(folder)._compare(wanted)
+        if not restart:
+            Run(folder)._compare(wanted)
     elif folder.is_file() or held - {"recipe.json.partial"}:
         raise SegjaxError(
             f"{folder}: exists, but holds no run (no recipe.json). Name another folder with --run."
         )
     if jax.process_index() == 0:
+        if restart:
+            _clear(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        write_whole(path, json.dumps(wanted, indent=1))
+        write_whole(path, as_json(wanted))
         starts = folder / "environment.json"
         before = read_json(starts) if starts.exists() else []
-        write_whole(starts, json.dumps([*before, _environment()], indent=1))
+        if not isinstance(before, list):
+            raise SegjaxError(f"{starts}: no list of starts. Restore the file, or remove it.")
+        write_whole(starts, as_json([*before, _environment()]))
 
 
 def write_whole(path: Path, text: str) -> None:
     """Write a text file whole or, where the process is killed meanwhile, not at all."""
     unfinished = path.with_name(path.name + ".partial")
-    unfinished.write_text(text + "\n", encoding="utf-8")
+    # A name of a file that is no Unicode becomes JSON's escape of it.
+    unfinished.write_text(text + "\n", encoding="utf-8", errors="backslashreplace")
     os.replace(unfinished, path)
+
+
+def as_json(value: Any) -> str:
+    """JSON for people too: indented, letters as they are."""
+    return json.dumps(value, indent=1, ensure_ascii=False)
 
 
 def read_json(path: Path) -> Any:
     """What a file of a run folder holds.
 
     Raises:
+        FileNotFoundError: it is not there.
         SegjaxError: it is damaged.
     """
+    if path.exists() and not path.is_file():
+        raise SegjaxError(f"{path}: no file. Restore it, or remove what is in its place.")
     try:
         return json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise SegjaxError(f"{path}: no valid JSON ({error}). Restore the file.") from error
+
+
+def may_clear(folder: Path, *, yes: bool) -> bool:
+    """Whether there is a run to remove; asked on a terminal, unless `yes`.
+
+    Raises:
+        SegjaxError: the answer is no, or there is no terminal to ask on.
+    """
+    if not (folder / "recipe.json").exists():
+        return False
+    question = f"Remove the run in {folder}, its checkpoints, logs and report?"
+    if yes or (sys.stdin.isatty() and input(f"{question} [y/N] ").strip().lower() in ("y", "yes")):
+        return True
+    raise SegjaxError(f"{question} Say so with --yes, or name another folder with --run.")
+
+
+def _clear(folder: Path) -> None:
+    """Remove what a run has written to its folder, and nothing else.
+
+    But for recipe.json, which is written anew next: the folder holds a run all the time.
+    """
+    for name in _OF_A_RUN:
+        for path in (folder / f"{name}.partial", folder / name):
+            if path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path)
+            else:
+                path.unlink(missing_ok=True)
 
 
 def _settings(fields: Mapping[str, Any], model: Mapping[str, Any]) -> dict[str, Any]:
     """The fields of the recipe, the class of its network and that one's fields, a name each."""
     of_model = {f"model {name}": value for name, value in model["fields"].items()}
-    return {**fields, "model": model["class"], **of_model}
-
-
-def _describe(thing: Any) -> Any:
-    """A plain value, a path, or a dataclass of such, as JSON."""
-    if dataclasses.is_dataclass(thing) and not isinstance(thing, type):
-        names = [f.name for f in dataclasses.fields(thing) if f.init and f.repr]
-        fields = {name: _describe(getattr(thing, name)) for name in names if name not in _LINEN}
-        return {"class": f"{type(thing).__module__}:{type(thing).__qualname__}", "fields": fields}
-    if isinstance(thing, dict):
-        return {name: _describe(value) for name, value in thing.items()}
-    if isinstance(thing, tuple | list):
-        return [_describe(x) for x in thing]
-    if thing is None or isinstance(thing, str | int | float):
-        return thing
-    if isinstance(thing, Path):
-        return str(thing.absolute())
-    raise SegjaxError(
-        f"{thing!r} cannot be written to recipe.json. Networks, sources and recipes hold numbers, "
-        "strings, paths, tuples and dataclasses of these; give a dtype by its name, as 'bfloat16'."
-    )
-
-
-_LINEN = {"parent", "name"}  # fields that Linen gives to every module
-
-
-def _rebuild(stored: Any) -> Any:
-    """The inverse of `_describe`; lists come back as tuples."""
-    if isinstance(stored, list):
-        return tuple(_rebuild(x) for x in stored)
-    if not isinstance(stored, dict):
-        return stored
-    module, _, name = stored["class"].partition(":")
-    cls: Any = getattr(importlib.import_module(module), name)
-    if not (isinstance(cls, type) and dataclasses.is_dataclass(cls)):
-        raise TypeError(f"{stored['class']} is no dataclass")
-    fields = {name: _rebuild(value) for name, value in stored["fields"].items()}
-    return cls(**fields)
+    return less_files({**fields, "model": model["class"], **of_model})
 
 
 def _environment() -> dict[str, Any]:

@@ -1,7 +1,6 @@
 """The verb that trains a recipe in a run folder."""
 
 import dataclasses
-import json
 import sys
 import time
 from collections.abc import Iterator, Mapping
@@ -17,10 +16,11 @@ from rich.progress import track
 
 import segjax
 from segjax.commands.command import CompilationCount, interruption
+from segjax.commands.description import describe
 from segjax.commands.evaluate import batches_on_mesh, evaluate
-from segjax.commands.run import Run, read_json, start_run, write_whole
+from segjax.commands.run import Run, as_json, read_json, start_run, write_whole
 from segjax.commands.step import Parts
-from segjax.commands.trained import load
+from segjax.commands.trained import check_folder, load
 from segjax.data import audit, cache, pipeline
 from segjax.data.wrapper import bare, without
 from segjax.errors import SegjaxError
@@ -35,30 +35,39 @@ if TYPE_CHECKING:
     from segjax.recipe import Recipe
 
 
-def train(recipe: "Recipe", folder: Path, *, name: str) -> None:
+def train(recipe: "Recipe", folder: Path, *, name: str, restart: bool = False) -> None:
     """Train a recipe in a run folder, or go on where the run in it has stopped; then evaluate.
 
     Args:
         recipe: what to train.
         folder: the run folder.
         name: of the recipe, written down there.
+        restart: remove what the run there has written, and train anew.
 
     Raises:
         SegjaxError: what is wrong with the data, the folder or the numbers.
+        SystemExit: interrupted, with status 128 + the signal's number.
     """
+    if restart and recipe.start_from and recipe.start_from.absolute() == folder.absolute():
+        raise SegjaxError(f"{folder}: a run cannot be removed and be started from. Use another.")
     compiled = CompilationCount()
     mesh = sharding.make_mesh()
     parts = Parts(recipe, mesh)
     sources = {"train": recipe.source("train"), "val": recipe.source("val")}
+    if hasattr(recipe, "data"):
+        for source in sources.values():
+            check_folder(source)
+    baseline = recipe.baseline()
+    # raises, before the data is read
+    describe([parts.model, recipe.normalise, sources["val"], baseline])
     for source in sources.values():
         _check_classes(source, num_classes=parts.model.num_classes)
     if recipe.skip_broken:
-        skipped = _broken(sources, folder / "skipped.json")
+        skipped = _broken(sources, None if restart else folder / "skipped.json")
         for split, broken in skipped.items():
             sources[split] = without(sources[split], tuple(map(int, broken)))
     canvases = {"train": [recipe.canvas], "val": recipe.buckets or [recipe.canvas]}
     audit.check(sources, canvases=canvases)
-    baseline = recipe.baseline()
     data, held_out = (_kept(source, recipe.cache) for source in sources.values())
     start_run(
         folder,
@@ -72,14 +81,17 @@ def train(recipe: "Recipe", folder: Path, *, name: str) -> None:
             "palette": held_out.palette,
         }
         | ({"baseline": baseline} if baseline else {}),
+        restart=restart,
     )
+    sharding.wait_for_all("start")  # for the first may be removing checkpoints still
     if recipe.skip_broken and jax.process_index() == 0:
-        write_whole(folder / "skipped.json", json.dumps(skipped, indent=1))
+        write_whole(folder / "skipped.json", as_json(skipped))
         for split, broken in skipped.items():
-            print(*broken.values(), f"{split}: {len(broken)} examples are skipped.", sep="\n")
+            told = "1 example is" if len(broken) == 1 else f"{len(broken)} examples are"
+            print(*broken.values(), f"{split}: {told} skipped.", sep="\n")
     predict = make_predict(parts.model, normalise=recipe.normalise)
 
-    with Checkpoints(folder / "checkpoints") as checkpoints, interruption() as interrupted:
+    with interruption() as interrupted, Checkpoints(folder / "checkpoints") as checkpoints:
         state, start = parts.make_state(), checkpoints.newest or 0
         state = checkpoints.restore(state, step=start) if start else _begin(recipe, state)
         log = RunLog(
@@ -114,7 +126,9 @@ def train(recipe: "Recipe", folder: Path, *, name: str) -> None:
                 log.scores(number, scores | {"loss": loss})
 
         with log, _telling_what_is_kept(checkpoints):
-            if start:
+            if start >= recipe.steps:
+                log.say(f"{folder}: at step {start} already, nothing is left to train")
+            elif start:
                 log.say(f"{folder}: going on from step {start} of {recipe.steps}")
             batches = pipeline.train_batches(
                 data,
@@ -134,10 +148,14 @@ def train(recipe: "Recipe", folder: Path, *, name: str) -> None:
                 observe=observe,
                 every=[Every(recipe.evaluate_every, evaluate_and_save)],
                 rescue=checkpoints.save,
-                stop=interrupted,
+                stop=lambda: bool(interrupted()),
             )
-    if interrupted() and int(state.step) < recipe.steps:
-        sys.exit(f"Interrupted after step {int(state.step)}; the same command goes on from there.")
+    if number := interrupted():
+        print(
+            f"Interrupted after step {int(state.step)}; the same command goes on from there.",
+            file=sys.stderr,
+        )
+        sys.exit(128 + number)
     evaluate(folder)
 
 
@@ -207,13 +225,18 @@ def _check_classes(source: pipeline.Source, *, num_classes: int) -> None:
         )
 
 
-def _broken(sources: Mapping[str, pipeline.Source], path: Path) -> dict[str, dict[str, str]]:
+def _broken(sources: Mapping[str, pipeline.Source], path: Path | None) -> dict[str, dict[str, str]]:
     """The examples of each split that cannot be read: index -> what is wrong with it.
 
-    As listed at the run's first start, so that a batch stays a function of (seed, step).
+    As listed in the file at the run's first start: a batch stays a function of (seed, step).
     """
-    if path.exists():
-        return read_json(path)
+    if path and path.exists():
+        listed = read_json(path)
+        if _is_listing(listed, sources):
+            return listed
+        raise SegjaxError(
+            f"{path}: no list of the examples that are skipped in each split. Restore the file."
+        )
     return {
         split: {
             str(i): str(read.error)
@@ -222,3 +245,13 @@ def _broken(sources: Mapping[str, pipeline.Source], path: Path) -> dict[str, dic
         }
         for split, source in sources.items()
     }
+
+
+def _is_listing(listed: Any, sources: Mapping[str, pipeline.Source]) -> bool:
+    """Whether a skipped.json holds what `_broken` returns: indices of these sources, and texts."""
+    return isinstance(listed, dict) and all(
+        split in sources
+        and isinstance(broken, dict)
+        and all(i.isdecimal() and int(i) < len(sources[split]) for i in broken)
+        for split, broken in listed.items()
+    )

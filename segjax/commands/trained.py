@@ -16,6 +16,7 @@ from segjax.training import sharding
 from segjax.training.checkpoint import Checkpoints
 
 Which = Literal["best", "newest"]
+_PLACES = ("root", "data_dir")  # fields of sources that name their folder
 
 
 def load(
@@ -31,14 +32,25 @@ def load(
     With `tile` it computes so many tiles at a time on this process's devices.
     """
     model: Any = run.rebuild("model")
-    images = jnp.zeros((1, *run.fields["crop"], run.fields["channels"]))
-    like = jax.eval_shape(lambda: model.init(jax.random.key(0), images))
+    normalise = run.rebuild("normalise")
+    images = jnp.zeros((1, *run.fields["crop"], run.fields["channels"]), jnp.uint8)
+    try:
+        like = jax.eval_shape(lambda: model.init(jax.random.key(0), normalise(images)))
+    except Exception as error:  # of any network and scaling, given what the file holds
+        raise SegjaxError(
+            f"{run.folder / 'recipe.json'}: its network or scaling cannot be used: {error}. "
+            "Restore the file."
+        ) from error
     with Checkpoints(run.folder / "checkpoints") as checkpoints:
         step = checkpoints.best if checkpoint == "best" else checkpoints.newest
         if step is None:
             raise SegjaxError(f"{run.folder}: no checkpoint yet. Train it first.")
         variables = checkpoints.restore(dict(like), step=step)
-    normalise = run.rebuild("normalise")
+    if model.num_classes != (classes := len(run.rebuild("classes"))):
+        raise SegjaxError(
+            f"{run.folder / 'recipe.json'}: its network has {model.num_classes} classes, but "
+            f"{classes} are named. Restore the file."
+        )
     if not tile:
         return step, make_predict(model, normalise=normalise), variables
     put = partial(sharding.put, mesh=sharding.make_mesh(jax.local_devices()))
@@ -53,9 +65,34 @@ def load(
     return step, predict, variables
 
 
+def held_out(run: Run, data: Path | None = None) -> Any:
+    """The held-out data of a run, or what lies in the folder `data` now.
+
+    Raises:
+        SegjaxError: its folder is not there, or it is not read from one.
+    """
+    source = run.rebuild("source")
+    if data is not None:
+        source = moved(source, data)
+    check_folder(source)
+    return source
+
+
+def check_folder(source: Any) -> None:
+    """Raise SegjaxError where the folder that a source is read from is not there."""
+    while hasattr(source, "source"):
+        source = source.source
+    for place in _PLACES:
+        folder = getattr(source, place, None)
+        if folder is not None and not Path(folder).exists():
+            raise SegjaxError(
+                f"{folder}: no data there. Name the folder where it lies with --data."
+            )
+
+
 def moved(source: Any, root: Path) -> Any:
     """The source, whose files lie in another folder now."""
-    for place in ("root", "data_dir"):
+    for place in _PLACES:
         if hasattr(source, place):
             return dataclasses.replace(source, **{place: root})
     if hasattr(source, "source"):

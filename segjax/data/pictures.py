@@ -3,7 +3,9 @@
 Nothing here resizes, crops or augments, and no folder, data set or class name is known.
 """
 
+import os
 import re
+import stat
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
@@ -15,6 +17,24 @@ from PIL import Image, ImageFile, UnidentifiedImageError
 from segjax.errors import SegjaxError
 
 IGNORE = 255
+# By what suffix a picture is known in a folder of all sorts of files.
+PICTURES = tuple(
+    [
+        ".avif",
+        ".bmp",
+        ".gif",
+        ".jp2",
+        ".jpeg",
+        ".jpg",
+        ".pgm",
+        ".png",
+        ".pnm",
+        ".ppm",
+        ".tif",
+        ".tiff",
+        ".webp",
+    ]
+)
 _MODES = {1: "L", 3: "RGB", 4: "RGBA"}  # channels -> Pillow's mode
 _SHOWN = 5  # names or values listed in an error before "and N more"
 _BITS_PER_SAMPLE = 258  # the TIFF tag
@@ -24,6 +44,7 @@ _MASK_ADVICE = {  # Pillow's mode -> what to do with such a mask
     "LA": "Remove its alpha",
     "F": "Store its values as integers",
 }
+_KINDS = {stat.S_IFDIR: "a folder", stat.S_IFIFO: "a pipe", stat.S_IFSOCK: "a socket"}
 _NO_PICTURES = (  # how a file begins that no decoder knows -> what it is, and what to do
     (rb"\Z", "an empty file. Get it again, or remove it together with its partner."),
     (rb"version https://git-lfs", "a Git LFS pointer, not the picture itself. Run `git lfs pull`."),
@@ -227,9 +248,9 @@ def mask_size(path: File, page: int | None = None) -> tuple[int, int]:
 
 
 def count_pages(path: File) -> int:
-    """How many pages or frames a file has."""
+    """How many pages or frames a file has; a photograph's further views and layers are none."""
     with _opened(path) as image:
-        return getattr(image, "n_frames", 1)
+        return 1 if image.format in {"MPO", "PSD"} else getattr(image, "n_frames", 1)
 
 
 def shown(items: Iterable[str]) -> str:
@@ -377,11 +398,24 @@ def _scaled(path: File, samples: np.ndarray, ranges: Ranges) -> np.ndarray:
 def _told(path: File) -> Iterator[Any]:
     """What a decoder raises for a bad file becomes a SegjaxError."""
     try:
+        if isinstance(path, str | Path):
+            _check_kind(path)
         yield
     except SegjaxError:
         raise
     except Exception as error:  # decoders raise OSError, SyntaxError, struct.error, …
         raise Unusable("unreadable file", f"{path}: {_reason(path, error)}") from error
+
+
+def _check_kind(path: str | Path) -> None:
+    """Raise unless it is a plain file: to open a pipe waits for ever, to read a device never ends.
+
+    An OSError where there is none.
+    """
+    mode = os.stat(path).st_mode
+    if not stat.S_ISREG(mode):
+        kind = _KINDS.get(stat.S_IFMT(mode), "a device")
+        raise Unusable("no file", f"{path}: {kind}, expected the file of a picture. Name another.")
 
 
 def _reason(path: File, error: Exception) -> str:

@@ -59,6 +59,29 @@ def score_table(
     return table
 
 
+def score_tables(
+    classes: Sequence[str],
+    per_class: Mapping[str, ArrayLike],
+    overall: Mapping[str, float],
+    others: Mapping[str, Mapping[str, float]] = _NONE,
+    *,
+    width: int,
+) -> list["Table"]:
+    """`score_table` in as many tables as lines of `width` need, so that no number is broken."""
+    from rich.console import Console
+
+    whole = score_table(classes, per_class, overall, others)
+    if len(per_class) < 2 or Console(width=10_000).measure(whole).maximum <= width:
+        return [whole]
+    names = list(per_class)
+    half = len(names) // 2
+    parts = [{name: per_class[name] for name in part} for part in (names[:half], names[half:])]
+    return [
+        *score_tables(classes, parts[0], {}, width=width),
+        *score_tables(classes, parts[1], overall, others, width=width),
+    ]
+
+
 def scores_markdown(
     classes: Sequence[str],
     per_class: Mapping[str, ArrayLike],
@@ -106,14 +129,14 @@ def read_metrics(path: Path | str) -> list[dict[str, Any]]:
     for number, line in enumerate(lines, 1):
         try:
             record = json.loads(line)
-        except ValueError:
+        except (ValueError, RecursionError):
             record = None
-        if isinstance(record, dict):
+        if isinstance(record, dict) and all(map(_is_number, record.values())):
             records.append(record)
         elif number < len(lines):
             start = line[:40].decode(errors="replace")
             raise SegjaxError(
-                f"{path}, line {number}: expected a JSON object, got {start!r}; "
+                f"{path}, line {number}: expected a JSON object of numbers, got {start!r}; "
                 "mend or delete the line."
             )
     return records
@@ -219,6 +242,10 @@ def _markdown_table(heading: Sequence[str], rows: Sequence[Sequence[str]]) -> st
     rule = ["---", *["---:"] * (len(heading) - 1)]
     lines = [[cell.replace("|", "\\|") for cell in row] for row in [heading, rule, *rows]]
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+
+
+def _is_number(value: Any) -> bool:
+    return value is None or isinstance(value, int | float)
 
 
 def _column(records: Sequence[Mapping[str, Any]], name: str) -> NDArray[np.float64]:

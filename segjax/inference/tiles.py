@@ -60,10 +60,11 @@ class Plan(NamedTuple):
         # A tile between two others gives as much as it is moved by.
         shifts = [axis.starts[1] if len(axis.starts) > 1 else None for axis in axes]
         number = math.prod(len(axis.starts) for axis in axes)
-        text = (
-            f"{number} tiles of {self.rows.tile}×{self.columns.tile} pixels, moved by "
-            f"{shifts[0] or '-'} and {shifts[1] or '-'}: "
-        )
+        text = f"{number} {'tile' if number == 1 else 'tiles'} of "
+        text += f"{self.rows.tile}×{self.columns.tile} pixels"
+        if number > 1:
+            text += f", moved by {shifts[0] or '-'} and {shifts[1] or '-'}"
+        text += ": "
         if not self.exact:
             return text + (
                 "averaged where they overlap. The network sees the whole picture at once, so this "

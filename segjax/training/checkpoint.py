@@ -28,9 +28,13 @@ class Checkpoints:
         self._best = best
 
         def score(metrics: Mapping[str, float]) -> float:
-            value = metrics.get(best, math.nan)
+            value = metrics.get(best, math.nan) if isinstance(metrics, dict) else None
+            if not isinstance(value, int | float):
+                raise ValueError(f"{value!r} is no number")
             return -math.inf if math.isnan(value) else value  # Orbax would take NaN for the best
 
+        if self.folder.exists() and not self.folder.is_dir():
+            raise SegjaxError(f"{self.folder}: no folder of checkpoints. Remove what is there.")
         options = ocp.CheckpointManagerOptions(
             best_fn=score,
             preservation_policy=policy.AnyPreservationPolicy(
@@ -41,7 +45,8 @@ class Checkpoints:
             self._manager = ocp.CheckpointManager(
                 self.folder, item_handlers=ocp.PyTreeCheckpointHandler(), options=options
             )
-        except ValueError as error:  # JSON
+            self._manager.best_step()  # reads them all
+        except (ValueError, RecursionError) as error:  # JSON
             raise SegjaxError(
                 f"{self.folder}: the scores of a checkpoint, <step>/metrics/metrics, cannot be "
                 f"read ({error}). Remove the folder of that step to go on from another."

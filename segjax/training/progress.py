@@ -90,11 +90,11 @@ class RunLog:
         self._folder.mkdir(parents=True, exist_ok=True)
         metrics = self._folder / "metrics.jsonl"
         _drop_lines_after(metrics, self._start)
-        self._lines = metrics.open("a", encoding="utf-8", buffering=1)  # flushed at each newline
         # purge_step hides the events beyond the checkpoint, which an earlier process has written.
         self._events = SummaryWriter(
             str(self._folder / "tensorboard"), purge_step=self._start + 1, flush_secs=10
         )
+        self._lines = metrics.open("a", encoding="utf-8", buffering=1)  # flushed at each newline
         if self._console.is_terminal:
             self._bar = Progress(
                 MofNCompleteColumn(),
@@ -156,8 +156,16 @@ class RunLog:
             return
         self._write(number, values)
         self._to_tensorboard("val", number, values)
-        told = "  ".join(f"{name} {float(value):.4f}" for name, value in values.items())
-        self.say(f"step {number}  {told}")
+        told = [f"{name} {float(value):.4f}" for name, value in values.items()]
+        lines = [f"step {number}"]
+        # At the width of a terminal, which would break within a number; a file's lines stay whole.
+        width = self._console.width if self._console.is_terminal else math.inf
+        for score in told:
+            if len(lines[-1]) + 2 + len(score) <= width:
+                lines[-1] += f"  {score}"
+            else:
+                lines.append(f"  {score}")
+        self.say("\n".join(lines))
 
     def say(self, text: str) -> None:
         """Prints a line, above the bar if there is one."""
@@ -193,7 +201,8 @@ class RunLog:
 
     def _to_tensorboard(self, group: str, number: int, values: Mapping[str, float]) -> None:
         for name, value in values.items():
-            self._events.add_scalar(f"{group}/{name}", float(value), number)
+            if math.isfinite(value):  # of others tensorboardX warns: before the second step no rate
+                self._events.add_scalar(f"{group}/{name}", float(value), number)
         self._events.flush()
 
     def _show(self, number: int, learning_rate: float, now: float, last: bool) -> None:
@@ -244,7 +253,7 @@ def _drop_lines_after(path: Path, step: int) -> None:
     for number, line in enumerate(lines, 1):
         try:
             keep = json.loads(line)["step"] <= step
-        except (ValueError, TypeError, KeyError):
+        except (ValueError, TypeError, KeyError, RecursionError):
             # Broken elsewhere than at the end: not a killed run's doing, so for a person to see.
             keep = number < len(lines)
         if keep:

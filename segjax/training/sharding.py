@@ -89,3 +89,9 @@ def sum_processes(counts: np.ndarray) -> np.ndarray:
     # As bytes: JAX would make int32 of them.
     everyones = np.asarray(multihost_utils.process_allgather(counts.view(np.uint8)))
     return everyones.reshape(-1, counts.nbytes).view(np.int64).reshape(-1, *counts.shape).sum(0)
+
+
+def wait_for_all(what: str) -> None:
+    """Return once every process of the cluster has come here."""
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices(what)

@@ -9,7 +9,9 @@ import pytest
 from PIL import Image
 from recipes import run, small, state_of
 
+from segjax.commands.audit import audit as audit_verb
 from segjax.data import audit
+from segjax.errors import SegjaxError
 from segjax.training import sharding
 
 
@@ -186,7 +188,7 @@ def test_predict_does_all_that_it_can(tmp_path, capsys):
     bad.write_text("no picture")
     command = ["predict", "--run", home, bad, good, tmp_path / "none.png"]
     told = run("unet_shapes", *command, fails=True, capsys=capsys)
-    assert "bad.png" in told and "none.png" in told and "The other 1 of 3 are done" in told
+    assert "bad.png" in told and "none.png" in told and "The other 1 of 3 is done" in told
     assert (home / "predictions/good.png").exists()
     told = run("unet_shapes", "predict", "--run", home, good, good, fails=True, capsys=capsys)
     assert "Several pictures would be written to" in told
@@ -199,7 +201,12 @@ def test_moved_data(folder, tmp_path, capsys):
     scores = (home / "report/scores.json").read_text()
     folder.rename(moved)
     told = run("unet_camvid", "evaluate", "--run", home, fails=True, capsys=capsys)
-    assert str(folder) in told
+    remedy = f"{folder}: no data there. Name the folder where it lies with --data"
+    assert remedy in told
+    told = run("unet_camvid", "train", *arguments, "--data", folder, fails=True, capsys=capsys)
+    assert remedy in told
+    with pytest.raises(SegjaxError, match=r"no data there.*--data"):
+        audit_verb(home, out=tmp_path / "audit")
     run("unet_camvid", "evaluate", "--run", home, "--data", moved)
     assert (home / "report/scores.json").read_text() == scores
     run("unet_camvid", "train", *arguments, "--data", moved, "--steps", 6)

@@ -123,7 +123,7 @@ def test_every_recipe_trains_evaluates_and_predicts(script, request, tmp_path, c
 
     # Again: nothing left to train, the same scores; also for another batch size.
     run(name, "train", "--run", home, *small(name, *data))
-    assert "going on from step 4 of 4" in capsys.readouterr().out
+    assert "at step 4 already, nothing is left to train" in capsys.readouterr().out
     run(name, "evaluate", "--run", home, "--batch-size", 16)
     assert json.loads((home / "report/scores.json").read_text()) == scores
     capsys.readouterr()
@@ -350,10 +350,11 @@ def interrupted_after(step):
 
     with (
         pytest.MonkeyPatch.context() as patch,
-        pytest.raises(SystemExit, match=f"Interrupted after step {step}; the same command"),
+        pytest.raises(SystemExit) as stopped,
     ):
         patch.setattr(RunLog, "step", interrupt)
         yield
+    assert stopped.value.code == 128 + signal.SIGTERM
 
 
 def test_workers_caches_and_buckets_change_nothing(folder, tmp_path, capsys):
@@ -383,6 +384,7 @@ def test_interrupted_and_resumed_is_bit_identical(tmp_path, capsys):
 
     with interrupted_after(5):
         run("unet_shapes", "train", "--run", tmp_path / "resumed", *arguments)
+    assert "Interrupted after step 5; the same command goes on" in capsys.readouterr().err
     assert state_of(tmp_path / "resumed")[0] == 5
     run("unet_shapes", "evaluate", "--run", tmp_path / "resumed")  # nothing is logged yet
     assert not (tmp_path / "resumed/report/curves.png").exists()
@@ -401,6 +403,17 @@ def test_help_says_what_fields_mean(capsys):
     told = " ".join(capsys.readouterr().out.split())
     for text in ("Folder with images/ and masks/", "Slices held out", "Training steps", "--run"):
         assert text in told
+
+
+@pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.stem)
+def test_help_keeps_each_command_on_its_line(script, capsys):
+    with pytest.raises(SystemExit):
+        main(recipe_of(script.stem), ["--help"])
+    told = capsys.readouterr().out.splitlines()
+    commands = [line.strip() for line in script.read_text().splitlines() if "$ python" in line]
+    assert commands
+    for command in commands:
+        assert command.replace(r"\\", "\\") in told
 
 
 def test_two_processes_train_as_one(tmp_path):

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from segjax.commands.run import Run, start_run, write_whole
+from segjax.commands.run import Run, as_json, read_json, start_run, write_whole
 from segjax.data.augment import Normalise
 from segjax.data.folder import Folder
 from segjax.data.shapes import Shapes
@@ -24,6 +24,7 @@ UNET = UNet(3, widths=(4, 8, 16), padding="valid", norm="none", dropout=0.5)
 NORMALISE = Normalise(mean=(1.0, 2.0, 3.0), deviation=(4.0, 5.0, 6.0))
 FIELDS = {
     **{"steps": 100, "seed": 0, "rate": 0.1, "crop": (32, 64), "data": Path("here"), "name": "a"},
+    **{"batch_size": 4, "workers": 1, "channels": 3, "canvas": (32, 64), "buckets": ()},
     "normalise": NORMALISE,
 }
 FOLDER = Folder(
@@ -33,7 +34,10 @@ FOLDER = Folder(
     part=(5, None),
     values=((255, 1),),
 )
-PARTS = {"model": UNET, "normalise": NORMALISE, "source": Shapes(12, (48, 64), seed=3)}
+PARTS = {
+    **{"model": UNET, "normalise": NORMALISE, "source": Shapes(12, (48, 64), seed=3)},
+    **{"classes": ("a", "b"), "palette": ((0, 0, 0), (1, 2, 3))},
+}
 
 
 @pytest.fixture
@@ -202,27 +206,43 @@ def test_a_recipe_that_is_no_json(folder, content):
         start(folder)
 
 
-@pytest.mark.parametrize("part", ["model", "normalise", "source"])
-def test_a_missing_part_is_named(folder, part):
-    start(folder)
-    edit(folder, lambda stored: stored.pop(part))
-    with pytest.raises(SegjaxError, match=f"recipe.json: has no '{part}'. Restore the file"):
-        Run(folder).rebuild(part)
+KEYS = ["segjax", "recipe", "fields", "model", "normalise", "source", "classes", "palette"]
 
 
-@pytest.mark.parametrize("key", ["fields", "recipe", "model"])
-def test_a_missing_key_is_named_at_the_next_start(folder, key):
+@pytest.mark.parametrize("key", KEYS)
+def test_a_missing_key_is_named(folder, key):
     start(folder)
     edit(folder, lambda stored: stored.pop(key))
-    with pytest.raises(SegjaxError, match=f"recipe.json: has no '{key}'. Restore the file"):
-        start(folder)
+    for use in (lambda: Run(folder), lambda: start(folder)):
+        with pytest.raises(SegjaxError, match=f"recipe.json: has no '{key}'. Restore the file"):
+            use()
 
 
-def test_json_of_another_kind(folder):
+@pytest.mark.parametrize("text", ["[1, 2]", "3", "null", '"fields"', "{}"])
+def test_json_of_another_kind(folder, text):
     start(folder)
-    (folder / "recipe.json").write_text("[1, 2]")
-    with pytest.raises(SegjaxError, match=r"recipe.json: has no 'fields'"):
-        _ = Run(folder).fields
+    (folder / "recipe.json").write_text(text)
+    with pytest.raises(SegjaxError, match=r"recipe.json: has no 'segjax'"):
+        Run(folder)
+
+
+@pytest.mark.parametrize(
+    "key, value, told",
+    [
+        ("crop", "a", "expected a height and a width"),
+        ("crop", [0, 32], "expected a height and a width"),
+        ("canvas", [32], "expected a height and a width"),
+        ("batch_size", None, "expected a number of at least 1"),
+        ("workers", 0.5, "expected a number of at least 1"),
+        ("channels", True, "expected a number of at least 1"),
+        ("buckets", [32, 32], "expected heights and widths"),
+    ],
+)
+def test_a_field_of_another_kind_is_named(folder, key, value, told):
+    start(folder)
+    edit(folder, lambda stored: stored["fields"].update({key: value}))
+    with pytest.raises(SegjaxError, match=f"recipe.json: its field '{key}' is .*, {told}"):
+        Run(folder)
 
 
 @pytest.mark.parametrize(
@@ -250,10 +270,24 @@ def test_a_class_that_is_no_network_is_refused(folder, cls, told):
         lambda stored: stored["model"].pop("fields"),
         lambda stored: stored["model"].update(fields=None),
         lambda stored: stored["model"].update({"class": 3}),
+        lambda stored: stored.update(model="UNet"),
+    ],
+    ids=["class missing", "fields missing", "fields null", "class 3", "name alone"],
+)
+def test_what_describes_no_class(folder, change):
+    start(folder)
+    edit(folder, change)
+    with pytest.raises(SegjaxError, match=r"its 'model' is .*, expected a class and its fields"):
+        Run(folder)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
         lambda stored: stored["model"]["fields"].pop("num_classes"),
         lambda stored: stored["model"]["fields"].update(depth=3),
     ],
-    ids=["class missing", "fields missing", "fields null", "class 3", "field missing", "field new"],
+    ids=["field missing", "field new"],
 )
 def test_a_description_with_pieces_missing(folder, change):
     start(folder)
@@ -304,6 +338,13 @@ def test_a_file_is_written_whole_or_not_at_all(tmp_path, monkeypatch):
     write_whole(path, "third: ø")
     assert path.read_text(encoding="utf-8") == "third: ø\n"
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_json_is_written_for_people(tmp_path):
+    told = {"train": {"3": "a 40×44 picture"}, os.fsdecode(b"\xff"): 1}
+    write_whole(tmp_path / "skipped.json", as_json(told))
+    assert "40×44" in (tmp_path / "skipped.json").read_text(encoding="utf-8")
+    assert read_json(tmp_path / "skipped.json") == told  # a name that is no Unicode, too
 
 
 def test_a_part_that_not_every_recipe_has(folder):

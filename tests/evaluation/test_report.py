@@ -7,7 +7,13 @@ from PIL import Image
 from rich.console import Console
 
 from segjax.errors import SegjaxError
-from segjax.evaluation.report import plot_curves, read_metrics, score_table, scores_markdown
+from segjax.evaluation.report import (
+    plot_curves,
+    read_metrics,
+    score_table,
+    score_tables,
+    scores_markdown,
+)
 
 CLASSES = ["ground", "[sky]", "a|b"]
 PER_CLASS = {"iou": [0.91234, np.nan, 0.5], "f1": np.array([0.95, np.nan, 0.6])}
@@ -26,6 +32,25 @@ def test_table_shows_classes_absent_ones_and_the_overall_scores():
         ["pixel_accuracy", "–"],
     ]:
         assert expected in lines
+
+
+@pytest.mark.parametrize("width, tables", [(80, 1), (40, 2), (30, 4)])
+def test_tables_break_no_number_at_a_terminals_width(width, tables):
+    """Nor a name, of a class or of a score beneath."""
+    classes = ("pedestrian", "sky")
+    names = ("iou", "precision", "recall", "f1")
+    per_class = {name: [0.1111 * (i + 1), 0.5] for i, name in enumerate(names)}
+    overall = {"mean_iou": 0.7062, "frequency_weighted_iou": 0.1234}
+    found = score_tables(classes, per_class, overall, width=width)
+    assert len(found) == tables
+    console = Console(file=StringIO(), width=width)
+    for table in found:
+        console.print(table)
+    lines = [line.replace("│", " ").split() for line in console.file.getvalue().splitlines()]
+    cells = [cell for line in lines for cell in line]
+    assert [cell for cell in cells if "…" in cell] == []
+    assert {"0.1111", "0.2222", "0.3333", "0.4444", *classes} <= set(cells)
+    assert ["frequency_weighted_iou", "0.1234"] in lines
 
 
 def test_markdown_has_the_same_scores():

@@ -233,3 +233,27 @@ def test_quiet_writes_and_prints_nothing(make_log, clock, tmp_path, terminal):
         log.say("nothing")
     assert log.out.getvalue() == ""
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_first_line_without_a_rate_draws_no_warning(make_log, clock, tmp_path, caplog):
+    """As of a run that goes on right before a line: tensorboardX warns of NaN."""
+    with make_log(start=3, log_every=2) as log:
+        advance(log, clock, 4)
+    assert not caplog.records
+    assert {name for _, name, _ in events(tmp_path)} == {"train/loss", "train/learning_rate"}
+
+
+@pytest.mark.parametrize("width", [80, 40])
+def test_a_terminal_breaks_no_score(tmp_path, clock, width):
+    out = StringIO()
+    console = Console(file=out, force_terminal=True, width=width, color_system=None)
+    names = ("mean_iou", "pixel_accuracy", "mean_accuracy", "frequency_weighted_iou", "object_f1")
+    scores = {name: 0.1234 + i for i, name in enumerate(names)}
+    with RunLog(
+        tmp_path, total=9, start=0, batch_size=1, log_every=1, console=console, clock=clock
+    ) as log:
+        log.scores(5, scores)
+    told = [line for line in out.getvalue().splitlines() if "0.1234" in line or "iou" in line]
+    assert all(len(line) <= width for line in told)
+    for name, value in scores.items():
+        assert f"{name} {value:.4f}" in out.getvalue()
