@@ -124,7 +124,7 @@ def read_mask(
             "values outside the classes",
             f"{path}: mask values {told} are no class. Expected 0..{num_classes - 1}, or 255 = "
             f"ignore. Correct the mask or the number of classes, or say what each value means with "
-            f"`values`: (({found[0]}, 255),) ignores {found[0]}.",
+            f"`values`: values=(({found[0]}, 255),) ignores {found[0]}.",
         )
     if num_classes == 2 and IGNORE not in dict(values) and stored.max() == IGNORE:
         ignored = np.count_nonzero(stored)

@@ -312,6 +312,59 @@ def test_all_that_can_be_wrong_with_a_folder_is_told(tmp_path, capsys):
         assert all("<figure>" in part for part in sections.values())
 
 
+def test_what_stands_alone_and_what_is_no_picture_are_told_together(data, tmp_path, capsys):
+    """Three times over the audit once stopped at the first of these."""
+    (data / "images/train/notes.txt").write_text("seen")
+    (data / "masks/train/Thumbs.db").write_bytes(b"seen")
+    (data / "masks/train/7.png").unlink()
+    break_two(data)
+    told = stopped(capsys, data, "--out", tmp_path, verb=audit, status=1).out
+    assert "passed over, for they are no pictures: 2 (notes.txt, Thumbs.db)" in told
+    assert "train: 19 examples, of which 18 can be used" in told
+    findings = json.loads((tmp_path / "audit.json").read_text())["findings"]
+    assert {finding["what"]: len(finding["cases"]) for finding in findings} == {
+        "picture without a mask": 1,
+        "unreadable file": 2,
+    }
+    told = stopped(capsys, "train", "--data", data, "--run", tmp_path / "run").err
+    assert "images/train/7.png: a picture without a mask" in told  # training refuses it
+
+
+def test_colour_masks_leave_their_pictures_readable(data, tmp_path, capsys):
+    for path in data.glob("masks/*/*.png"):
+        Image.open(path).convert("RGB").save(path)
+    told = stopped(capsys, data, "--out", tmp_path, verb=audit, status=1).out
+    line = "train: 20 examples, of which none can be used; height × width: 16×16 (20); channels: 3."
+    assert line in told and "without a pixel" not in told
+    findings = (tmp_path / "audit.html").read_text().partition("<h2>Classes")[0]
+    assert findings.count("<img") == 12 and "<figcaption>train: 0<" in findings
+
+
+def test_the_audit_of_a_folder_by_its_names(tmp_path, capsys):
+    """Pictures and masks in one folder, a split of it, and what is mistaken, all in options."""
+    data = tmp_path / "data"
+    for i in range(3):
+        image, mask = noise(i, (0, 255))
+        put(data, f"{i}.png", image)
+        put(data, f"{i}_mask.png", mask)
+    (data / "val.txt").write_text("2\n")
+    names = ["--images", ".", "--masks", ".", "--out", tmp_path]
+    told = stopped(capsys, data, *names, verb=audit).err
+    assert 'Say with --endings how their names differ: --endings "" _mask for' in told
+    names += ["--endings", "", "_mask"]
+    audit(data, *names, "--split", "val", "--values", 255, 1)
+    assert examples(tmp_path) == {"val": 1}
+    assert "<title>Audit of " + str(data) in (tmp_path / "audit.html").read_text()
+    told = stopped(capsys, data, *names, verb=audit, status=1).out
+    assert "say --values 255 1; --values 255 255 says" in told and "values=" not in told
+    told = stopped(capsys, data, *names, "--split", "test", verb=audit).err
+    assert "Choose --split from" in told and "split=" not in told
+    told = stopped(capsys, data, *names, "--values", 3, 7, "--classes", 2, verb=audit).err
+    assert "--values 3 7: cannot map 3 to 7" in told
+    told = stopped(capsys, data, "--out", tmp_path, verb=audit).err
+    assert "correct the folder, --images, --masks or --split" in told and "`" not in told
+
+
 def test_the_audit_of_a_script_by_python_m(data, tmp_path):
     command = [sys.executable, "-m", "segjax", "audit"]
     options = ["--data", data, "--out", tmp_path]

@@ -148,6 +148,29 @@ def test_masks_of_0_and_255_may_be_meant_so():
     assert audit({"train": Given(given[:1], ("one",), voc_palette(1))}).findings == {}
 
 
+def test_a_value_that_few_masks_hold_where_the_classes_are_not_known():
+    """One stray 77 among masks of 0 and 255, of which most pixels are 255."""
+    mostly = np.where(np.arange(600).reshape(20, 30) % 5, 255, 0).astype(np.uint8)
+    stray = mostly.copy()
+    stray[2, 3:5] = 77
+    given = [(picture(i), stray if i == 4 else mostly) for i in range(30)]
+    unknown = {"classes": tuple(map(str, range(255))), "palette": voc_palette(255)}
+    cases = audit({"train": Given(tuple(given), **unknown)}).findings
+    told = {kind.what: of for kind, of in cases.items()}
+    (case,) = told["value that few masks hold"]
+    assert case.examples == (("train", 4),)
+    assert case.text == (
+        "77 in 1 of 30 masks, 2 pixels: train: p4; values=((77, 255),) would ignore it"
+    )
+    assert [case.text for case in told["most pixels are ignored"]] == ["train: 79.99%"]
+    held_by_two = Given(tuple([*given, (picture(30), stray)]), **unknown)  # of 31: two are many
+    assert "value that few masks hold" not in {
+        kind.what for kind in audit({"train": held_by_two}).findings
+    }
+    rare = [(picture(i), label(2 if i == 4 else 1)) for i in range(30)]
+    assert found(train=rare) == {}  # classes that are known may be rare
+
+
 def test_nothing_but_class_0():
     given = [(picture(i), BINARY) for i in range(3)]
     names = ["train: p0", "train: p1", "train: p2"]

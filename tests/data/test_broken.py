@@ -317,7 +317,7 @@ MISTAKES = {
     "values outside": (
         nothing,
         {"classes": ("one",), "palette": voc_palette(1)},
-        r"a.png: mask values 1 \(2 pixels\), 2 \(3 pixels\) .*0\.\.0, .*`values`: \(\(1, 255\),\)",
+        r"a.png: mask values 1 \(2 pixels\), 2 \(3 pixels\) .*0\.\.0, .*: values=\(\(1, 255\),\)",
     ),
     "values outside 8 bits": (
         store("masks/a.png", LABEL.astype(np.uint16) * 257),
