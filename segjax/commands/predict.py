@@ -10,11 +10,12 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 import tyro
+from PIL import Image
 
 from segjax.commands import memory
 from segjax.commands.run import Run
 from segjax.commands.trained import Which, load
-from segjax.data.pictures import PICTURES, Ranges, count_pages, read_picture, shown
+from segjax.data.pictures import Ranges, count_pages, read_picture, shown
 from segjax.data.wrapper import bare
 from segjax.errors import SegjaxError
 from segjax.evaluation import visualise
@@ -112,13 +113,13 @@ def _files(images: Iterable[Path]) -> list[Path]:
 
 
 def _in_folder(folder: Path) -> list[Path]:
-    """The pictures in a folder, by their suffix; what else lies there is told."""
+    """The pictures in a folder, by their suffix as of `Folder`; what else lies there is told."""
+    suffixes = Image.registered_extensions()
     held = sorted(path for path in folder.iterdir() if not path.name.startswith("."))
-    files = [path for path in held if path.suffix.lower() in PICTURES and not path.is_dir()]
+    files = [path for path in held if path.suffix.lower() in suffixes and not path.is_dir()]
     if not files:
         raise SegjaxError(
-            f"{folder}: no pictures in this folder; looked for {', '.join(PICTURES)}. Name another "
-            "folder, or the files."
+            f"{folder}: no file in this folder has a picture's suffix. Name another, or the files."
         )
     if others := [path.name for path in held if path not in files]:
         pictures = "1 picture" if len(files) == 1 else f"{len(files)} pictures"
@@ -148,11 +149,15 @@ def _pictures(
 
 def _pages(path: Path, read: Callable[..., np.ndarray], ranges: Ranges) -> int:
     """How many pictures a file holds."""
-    if ranges:  # with them a file of many pages may be one picture of many channels
+    if not ranges:
+        return count_pages(path)
+    try:  # with them a file of many pages may be one picture of many channels
+        read(path)
+    except SegjaxError as error:
         with suppress(SegjaxError):
-            read(path)
-            return 1
-    return count_pages(path)
+            return count_pages(path)
+        raise error
+    return 1
 
 
 def _check_names(pictures: Iterable[_Picture], out: Path) -> None:

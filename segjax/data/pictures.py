@@ -17,24 +17,6 @@ from PIL import Image, ImageFile, UnidentifiedImageError
 from segjax.errors import SegjaxError
 
 IGNORE = 255
-# By what suffix a picture is known in a folder of all sorts of files.
-PICTURES = tuple(
-    [
-        ".avif",
-        ".bmp",
-        ".gif",
-        ".jp2",
-        ".jpeg",
-        ".jpg",
-        ".pgm",
-        ".png",
-        ".pnm",
-        ".ppm",
-        ".tif",
-        ".tiff",
-        ".webp",
-    ]
-)
 _MODES = {1: "L", 3: "RGB", 4: "RGBA"}  # channels -> Pillow's mode
 _SHOWN = 5  # names or values listed in an error before "and N more"
 _BITS_PER_SAMPLE = 258  # the TIFF tag

@@ -388,7 +388,7 @@ def test_training_skips_what_is_broken_only_when_asked(data, tmp_path, capsys):
     run(*asked)
     told = capsys.readouterr().out
     assert "images/train/3.png" in told and "images/val/1.png" in told
-    assert "train: 1 examples are skipped" in told and "val: 1 examples are skipped" in told
+    assert "train: 1 example is skipped" in told and "val: 1 example is skipped" in told
     skipped = json.loads((home / "skipped.json").read_text())
     place = [pair.id for pair in Small(data=data).source("train").pairs].index("3")
     assert [*skipped["train"]] == [str(place)] and [*skipped["val"]] == ["1"]

@@ -178,7 +178,7 @@ def test_patterns_in_quotes(trained, tmp_path, capsys):
     assert "c*.png: no file has a name like that" in told
     (tmp_path / "empty").mkdir()
     told = predict(capsys, tmp_path / "empty", *options, fails=True).err
-    assert "no pictures in this folder; looked for .avif" in told
+    assert "empty: no file in this folder has a picture's suffix" in told
 
 
 @pytest.mark.parametrize("names", [("a.png", "b/a.jpg"), ("a.png", "b/a_overlay.png")])

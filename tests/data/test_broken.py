@@ -265,7 +265,7 @@ MISTAKES = {
     "stack of labels is a folder": (
         lambda root: store("volume.tif", GREY)(root),
         {"images": "volume.tif"},
-        r"masks: cannot be read: Is a directory",
+        r"masks: a folder, expected the file of a picture",
     ),
     "stack of fewer labels": (
         lambda root: (
