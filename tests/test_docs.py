@@ -17,7 +17,6 @@ import importlib.util
 import json
 import pkgutil
 import re
-import runpy
 import shlex
 import sys
 import types
@@ -31,6 +30,7 @@ from PIL import Image
 
 import segjax
 from segjax import recipe
+from segjax.__main__ import main as segjax_main
 from segjax.recipe import Recipe, main
 
 ROOT = Path(__file__).parents[1]
@@ -176,7 +176,7 @@ def check(words, written, monkeypatch):
                 if not is_cheap(argv):
                     patch.setattr(tyro.extras, "subcommand_cli_from_dict", parse_only)
                 patch.setattr(sys, "argv", ["segjax", *argv])
-                finished(runpy.run_module, "segjax", run_name="__main__", alter_sys=True)
+                finished(segjax_main)
         case ["python", "-m", "pytest", *options]:
             paths = [option for option in options if "/" in option]
             assert all((ROOT / path.partition("::")[0]).exists() for path in paths)
