@@ -1,6 +1,7 @@
 """Who may import whom, and what an import may cost."""
 
 import ast
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -22,27 +23,18 @@ def dotted(path: Path) -> str:
 MODULES = {dotted(path): path for path in sorted(PACKAGE.rglob("*.py"))}
 BACKBONES = {f"segjax.models.{name}" for name in ("alexnet", "googlenet", "vgg", "vit")}
 
-# The picture in the README, from above. A package may import what stands under it here.
-SHELVES = {
-    "segjax.__main__": ["segjax.commands"],
-    "segjax.recipe": ["segjax.commands", "segjax.data", "segjax.training"],
-    "segjax.commands": [
-        "segjax.data",
-        "segjax.evaluation",
-        "segjax.inference",
-        "segjax.models",
-        "segjax.training",
-    ],
-    "segjax.weights": ["segjax.models", "segjax.download"],
-    "segjax.data": [],
-    "segjax.evaluation": [],
-    "segjax.inference": [],
-    "segjax.models": [],
-    "segjax.training": [],
-    "segjax.download": [],
-    "segjax.errors": [],
-    "segjax": [],
-}
+
+def shelves() -> dict[str, set[str]]:
+    """What each package, and each module beside them, may import: the picture in the README."""
+    readme = (PACKAGE.parent / "README.md").read_text()
+    (picture,) = re.findall(r"```text\n([^`]*→[^`]*)```", readme)
+    arrows = (line.partition("→") for line in picture.splitlines())
+    return {f"segjax.{a.strip()}": {f"segjax.{b}" for b in into.split()} for a, _, into in arrows}
+
+
+EVERYWHERE = {"segjax", "segjax.errors"}
+SHELVES = shelves() | {name: set() for name in EVERYWHERE}
+
 # Within these packages modules are leaves, but for what is named.
 LEAVES = {
     "segjax.training": {},
@@ -85,20 +77,19 @@ def allowed(module: str) -> set[str]:
     if module == "segjax":
         return set()
     mine = shelf(module)
-    everywhere = {"segjax", "segjax.errors"}
     beneath = {name for name in MODULES if shelf(name) in SHELVES[mine]}
     beside = {name for name in MODULES if shelf(name) == mine} - {module}
     if module == mine:  # a package's own file names what its users import
-        return everywhere | beneath | beside
+        return EVERYWHERE | beneath | beside
     if mine in LEAVES:
-        return everywhere | beneath | LEAVES[mine].get(module, set())
+        return EVERYWHERE | beneath | LEAVES[mine].get(module, set())
     if mine == "segjax.models" and module != "segjax.models.variants":
         backbones = set() if module in BACKBONES else BACKBONES
         lowest = {"segjax.models.geometry", "segjax.models.layers"}
-        return everywhere | (lowest | backbones) - {module}
-    if module == "segjax.data.voc":
-        beneath |= {"segjax.download"}
-    return everywhere | beneath | beside
+        return EVERYWHERE | (lowest | backbones) - {module}
+    if mine == "segjax.data" and module != "segjax.data.voc":
+        beneath -= {"segjax.download"}
+    return EVERYWHERE | beneath | beside
 
 
 def test_every_module_has_its_shelf():

@@ -175,7 +175,7 @@ def _nowhere(audit: Audit) -> str:
 def _told(split: Split) -> str:
     """How many examples, and of what sizes."""
     used = len(split.counts)
-    text = f"{split.examples} examples"
+    text = "1 example" if split.examples == 1 else f"{split.examples} examples"
     if used < split.examples:
         text += f", of which {used or 'none'} can be used"
     common = sorted(split.sizes.items(), key=lambda item: -item[1])

@@ -1,4 +1,8 @@
-"""The networks: `model.init(key, images)` gives variables, `model.apply(…)` an `Output`.
+"""Models: the networks. `model.init(key, images)` gives variables, `model.apply(…)` an `Output`.
+
+Here belongs the mathematics of a network: layers, backbones, decoders, and what it sees of a
+picture (`geometry`). Not here: losses (`segjax.training`), prediction of pictures of any size
+(`segjax.inference`), and files of weights (`segjax.weights`).
 
 Computed with dtype=jnp.bfloat16 the logits of each stay within 3 % of the largest one of float32;
 parameters, batch statistics and logits are float32 always.

@@ -1,4 +1,7 @@
-"""Weights that exist, as variables of our networks: `read` a file, `fill` by a layout's table.
+"""Weights: files that exist, as variables of our networks. `read` a file, `fill` by a layout.
+
+Here belongs how others store the arrays of a network, a module per family, and nothing of what is
+computed with them; checkpoints of our own runs are of `segjax.training`.
 
     tensors = weights.read("vgg16-397923af.pth")
     expected = ("params/*score*", "classifier.6.*")  # the new classifier, ImageNet's

@@ -11,7 +11,7 @@ import pytest
 import tensorflow_datasets as tfds
 from PIL import Image
 
-from segjax.commands.run import Run, start_run
+from segjax.commands.description import describe, rebuild
 from segjax.data import cache, layouts, tfds_source
 from segjax.data.labels import voc_palette
 from segjax.data.pipeline import evaluation_batches
@@ -195,7 +195,7 @@ def test_evaluation_on_several_canvases_decodes_each_picture_once(data_dir, monk
     assert len(decoded) == 5
 
 
-def test_source_is_data(data_dir, tmp_path):
+def test_source_is_data(data_dir):
     """It is pickled, also after use, hashed, and written to a run folder and rebuilt from it."""
     source = pets(data_dir)
     for _ in range(2):
@@ -203,8 +203,7 @@ def test_source_is_data(data_dir, tmp_path):
         assert twin == source and hash(twin) == hash(source)
         np.testing.assert_array_equal(twin[1]["image"], PAIRS[1][0])
         source[0]
-    start_run(tmp_path / "run", name="any", fields={}, parts={"source": source})
-    assert Run(tmp_path / "run").rebuild("source") == source
+    assert rebuild(json.loads(json.dumps(describe(source)))) == source
     fields = json.loads(json.dumps(dataclasses.asdict(source), default=str))
     assert TFDS(**fields) == source
 
