@@ -20,7 +20,8 @@ from segjax.data.audit import evenly
 from segjax.data.weight_map import components
 from segjax.errors import SegjaxError
 from segjax.evaluation import metrics, report, visualise
-from segjax.inference.predict import Predict, predict_label, tiles
+from segjax.inference import tiles
+from segjax.inference.predict import Predict, predict_label
 from segjax.training import sharding
 from segjax.training.train import Batch
 

@@ -19,7 +19,8 @@ from segjax.data.pictures import Ranges, count_pages, read_picture, shown
 from segjax.data.wrapper import bare
 from segjax.errors import SegjaxError
 from segjax.evaluation import visualise
-from segjax.inference.predict import predict_label, tiles
+from segjax.inference import tiles
+from segjax.inference.predict import predict_label
 
 _TILE = 1024  # where a picture has to be computed by tiles, and no size is given
 

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from segjax.errors import SegjaxError
-from segjax.inference.predict import tiles
+from segjax.inference import tiles
 from segjax.models import FCN, FCNAlexNet, FCNGoogLeNet, Geometry, UNet, UNetPlusPlus
 
 CLASSES = 2
