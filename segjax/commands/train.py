@@ -26,7 +26,7 @@ from segjax.data.wrapper import bare, without
 from segjax.errors import SegjaxError
 from segjax.evaluation import metrics
 from segjax.inference.predict import make_predict
-from segjax.training import sharding
+from segjax.training import losses, sharding
 from segjax.training.checkpoint import Checkpoints
 from segjax.training.progress import RunLog
 from segjax.training.train import Every, NotFinite, State, fit
@@ -90,6 +90,8 @@ def train(recipe: "Recipe", folder: Path, *, name: str, restart: bool = False) -
             told = "1 example is" if len(broken) == 1 else f"{len(broken)} examples are"
             print(*broken.values(), f"{split}: {told} skipped.", sep="\n")
     predict = make_predict(parts.model, normalise=recipe.normalise)
+    # Of the main logits, without weights, so that runs of different training losses compare.
+    summed_loss = jax.jit(partial(losses.cross_entropy, reduction="sum"))
 
     with interruption() as interrupted, Checkpoints(folder / "checkpoints") as checkpoints:
         state, start = parts.make_state(), checkpoints.newest or 0
@@ -119,7 +121,10 @@ def train(recipe: "Recipe", folder: Path, *, name: str, restart: bool = False) -
                     workers=recipe.workers,
                 )
                 confusion, loss = metrics.evaluate_with_loss(
-                    partial(predict, state.variables), batches, num_classes=len(held_out.classes)
+                    partial(predict, state.variables),
+                    batches,
+                    summed_loss,
+                    num_classes=len(held_out.classes),
                 )
                 scores = metrics.summary(confusion)
                 checkpoints.save(number, state, scores)

@@ -4,8 +4,7 @@ Rows are the truth, columns the prediction. Each score is a function of an (N, N
 a class whose score has nothing in its divisor is NaN and is left out of means.
 """
 
-import itertools
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from typing import Any
 
@@ -94,7 +93,11 @@ def evaluate(
         SegjaxError: the network has another number of classes, or a label is outside of them.
     """
     confusion, _ = evaluate_with_loss(
-        predict, batches, num_classes=num_classes, ignore_label=ignore_label
+        predict,
+        batches,
+        lambda logits, labels: 0.0,
+        num_classes=num_classes,
+        ignore_label=ignore_label,
     )
     return confusion
 
@@ -102,40 +105,30 @@ def evaluate(
 def evaluate_with_loss(
     predict: Callable[[Any], Any],
     batches: Iterable[Mapping[str, Any]],
+    summed_loss: Callable[[Any, Any], Any],
     *,
     num_classes: int,
     ignore_label: int = 255,
 ) -> tuple[np.ndarray, float]:
-    """The confusion matrix as of `evaluate` and, in the same pass, the cross-entropy.
+    """The confusion matrix as of `evaluate` and, in the same pass, the mean of a loss.
 
-    L = (1/n) Σ_x (log Σ_n exp s_n(x) - s_{y(x)}(x)) over the n valid pixels x of the whole data
-    set, without weights and of the main logits s alone, so that runs with different training losses
-    can be compared. It is no mean of batch means: but for rounding, it is the same for any batch
-    size, order and devices; NaN where no pixel is valid.
+    The mean is over the valid pixels of the whole data set. It is no mean of batch means: but for
+    rounding, it is the same for any batch size, order and devices; NaN where no pixel is valid.
+
+    Args:
+        predict, batches, num_classes, ignore_label: as of `evaluate`.
+        summed_loss: (logits (B, H, W, N), labels (B, H, W)) -> its sum over the valid pixels.
     """
     pairs, loss = np.zeros(num_classes**2, np.int64), 0.0
-    counted = _count(predict, batches, num_classes=num_classes, ignore_label=ignore_label)
-    before = None
-    for counts in itertools.chain(counted, [None]):
-        if before is not None:  # fetched a batch late, so that the device never waits
-            labels, of_batch, loss_of_batch = before
-            counted_pairs = np.asarray(of_batch)
-            _check_inside(int(counted_pairs[-1]), num_classes, labels=labels)
-            pairs += counted_pairs[:-1]
-            loss += float(loss_of_batch)
-        before = counts
-    confusion = pairs.reshape(num_classes, num_classes)
-    return confusion, float(_ratio(np.asarray(loss), confusion.sum()))
 
+    def add(labels: Any, counts: Any, summed: Any) -> None:
+        nonlocal loss
+        counted = np.asarray(counts)
+        _check_inside(int(counted[-1]), num_classes, labels=labels)
+        pairs[:] += counted[:-1]
+        loss += float(summed)
 
-def _count(
-    predict: Callable[[Any], Any],
-    batches: Iterable[Mapping[str, Any]],
-    *,
-    num_classes: int,
-    ignore_label: int,
-) -> Iterator[tuple[Any, jax.Array, jax.Array]]:
-    """Each batch's labels, its counts as of `_count_pairs`, and its summed cross-entropy."""
+    pending = None
     for batch in batches:
         logits, labels = predict(batch["image"]), batch["label"]
         if logits.shape[-1] != num_classes:
@@ -143,22 +136,16 @@ def _count(
                 f"The network gives logits of {logits.shape[-1]} classes, expected {num_classes}; "
                 "evaluate it on data of its own classes."
             )
-        yield (
-            labels,
-            _count_pairs(
-                labels, logits.argmax(-1), num_classes=num_classes, ignore_label=ignore_label
-            ),
-            _summed_cross_entropy(labels, logits, ignore_label=ignore_label),
+        if pending is not None:  # fetched a batch late, so that the device never waits
+            add(*pending)
+        counts = _count_pairs(
+            labels, logits.argmax(-1), num_classes=num_classes, ignore_label=ignore_label
         )
-
-
-@partial(jax.jit, static_argnames="ignore_label")
-def _summed_cross_entropy(labels: jax.Array, logits: jax.Array, *, ignore_label: int) -> jax.Array:
-    """The sum of a batch's cross-entropies, pixel by pixel, as a float32 scalar."""
-    valid = labels != ignore_label
-    logits = jnp.asarray(logits, jnp.float32)
-    chosen = jnp.take_along_axis(logits, jnp.where(valid, labels, 0)[..., None], -1)[..., 0]
-    return jnp.where(valid, jax.nn.logsumexp(logits, axis=-1) - chosen, 0).sum()
+        pending = labels, counts, summed_loss(logits, labels)
+    if pending is not None:
+        add(*pending)
+    confusion = pairs.reshape(num_classes, num_classes)
+    return confusion, float(_ratio(np.asarray(loss), confusion.sum()))
 
 
 def _ratio(numerator: np.ndarray, denominator: np.ndarray) -> np.ndarray:

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from segjax.errors import SegjaxError
 from segjax.evaluation import metrics
-from segjax.training import sharding
+from segjax.training import losses, sharding
 
 NAN = float("nan")
 
@@ -171,12 +171,16 @@ def test_evaluate_is_the_same_for_any_batch_size_order_and_devices(order, rows, 
     assert got.dtype == np.int64
 
 
+SUMMED = partial(losses.cross_entropy, reduction="sum")
+
+
 @settings(max_examples=8, deadline=None, derandomize=True)
 @given(st.permutations(range(RECORDS)), st.integers(1, 3), st.sampled_from(DEVICES))
 def test_the_loss_is_that_of_all_valid_pixels_for_any_batches(order, rows, devices):
     confusion, loss = metrics.evaluate_with_loss(
         lambda x: x.astype(jnp.float32) / 30,
         batches(order, devices * rows, devices),
+        SUMMED,
         num_classes=CLASSES,
     )
     logits, valid = IMAGES[LABELS != 255] / 30, LABELS[LABELS != 255]
@@ -188,7 +192,7 @@ def test_the_loss_is_that_of_all_valid_pixels_for_any_batches(order, rows, devic
 def test_the_loss_where_nothing_is_valid_is_nan():
     batch = {"image": IMAGES, "label": np.full_like(LABELS, 255)}
     confusion, loss = metrics.evaluate_with_loss(
-        lambda x: jnp.asarray(x, jnp.float32), [batch], num_classes=CLASSES
+        lambda x: jnp.asarray(x, jnp.float32), [batch], SUMMED, num_classes=CLASSES
     )
     assert not confusion.any() and np.isnan(loss)
 
