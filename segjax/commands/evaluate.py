@@ -209,13 +209,15 @@ def _caption(
 
 
 def _scores(source: pipeline.Source, label_of: Labels) -> dict[str, float]:
-    """The overall scores of a method that labels one picture at a time."""
-    examples = (source[i] for i in range(len(source)))
-    confusion = sum(
-        _confusion(example["label"], label_of(example["image"]), len(source.classes))
-        for example in examples
-    )
-    return metrics.summary(np.asarray(confusion)) | _object_scores(source, label_of)
+    """The overall scores of a method that labels one picture at a time, in one pass."""
+    confusion, objects = np.zeros((len(source.classes),) * 2, np.int64), np.zeros(3, np.int64)
+    for i in range(len(source)):
+        example = source[i]
+        label = label_of(example["image"])
+        confusion += _confusion(example["label"], label, len(source.classes))
+        if numbered := "instances" in example:
+            objects += _count_objects(example, label)
+    return metrics.summary(confusion) | (metrics.object_scores(objects) if numbered else {})
 
 
 def _confusion(truth: np.ndarray, label: np.ndarray, num_classes: int) -> np.ndarray:
@@ -230,9 +232,12 @@ def _object_scores(source: pipeline.Source, label_of: Labels) -> dict[str, float
     counts = np.zeros(3, np.int64)
     for i in range(len(source)):
         example = source[i]
-        parts = components(label_of(example["image"]))
-        counts += metrics.count_objects(example["instances"], parts)
+        counts += _count_objects(example, label_of(example["image"]))
     return metrics.object_scores(counts)
+
+
+def _count_objects(example: Mapping[str, Any], label: np.ndarray) -> np.ndarray:
+    return metrics.count_objects(example["instances"], components(label))
 
 
 def _finite(scores: Mapping[str, float]) -> dict[str, float | None]:
