@@ -85,7 +85,7 @@ def allowed(module: str) -> set[str]:
         return EVERYWHERE | beneath | LEAVES[mine].get(module, set())
     if mine == "segjax.models" and module != "segjax.models.variants":
         backbones = set() if module in BACKBONES else BACKBONES
-        lowest = {"segjax.models.geometry", "segjax.models.layers"}
+        lowest = {f"segjax.models.{name}" for name in ("geometry", "layers", "module")}
         return EVERYWHERE | (lowest | backbones) - {module}
     if mine == "segjax.data" and module != "segjax.data.voc":
         beneath -= {"segjax.download"}

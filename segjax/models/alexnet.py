@@ -7,7 +7,8 @@ from flax import linen as nn
 from jax.typing import DTypeLike
 
 from segjax.models.geometry import Span, conv_span
-from segjax.models.layers import Module, he_normal, local_response_norm, max_pool_3x3
+from segjax.models.layers import he_normal, local_response_norm, max_pool_3x3
+from segjax.models.module import Module
 
 
 class AlexNet(Module):

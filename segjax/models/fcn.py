@@ -16,7 +16,6 @@ from segjax.models.geometry import Geometry, Span, conv_span, deconv_span, find_
 from segjax.models.googlenet import INCEPTIONS, GoogLeNet, Inception, googlenet_span
 from segjax.models.layers import (
     Method,
-    Module,
     Output,
     bilinear_deconv,
     bilinear_kernel,
@@ -24,6 +23,7 @@ from segjax.models.layers import (
     deconv,
     he_normal,
 )
+from segjax.models.module import Module
 from segjax.models.vgg import VGG16, vgg16_span
 
 Upsampling = Literal[Method, "learned"]

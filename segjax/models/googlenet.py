@@ -9,7 +9,8 @@ from flax import linen as nn
 from jax.typing import DTypeLike
 
 from segjax.models.geometry import Span, conv_span
-from segjax.models.layers import Module, he_normal, local_response_norm, max_pool, max_pool_3x3
+from segjax.models.layers import he_normal, local_response_norm, max_pool, max_pool_3x3
+from segjax.models.module import Module
 
 Variant = Literal["caffe", "torchvision"]
 Inception = tuple[int, int, int, int, int, int]

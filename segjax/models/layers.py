@@ -4,9 +4,8 @@ The plain forms (`nn.max_pool`, `nn.ConvTranspose`, a dense bilinear deconvoluti
 mathematics and stand in the tests. This file knows no network.
 """
 
-import difflib
 from functools import cache, partial
-from typing import Any, Literal, NamedTuple, get_args, get_origin, get_type_hints
+from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -14,8 +13,8 @@ import numpy as np
 from flax import linen as nn
 from jax.typing import DTypeLike
 
-from segjax.errors import SegjaxError
 from segjax.models.geometry import Span, deconv_span
+from segjax.models.module import Module
 
 # N(0, sqrt(2 / fan_in)): U-Net, section 3, after He et al. 2015.
 he_normal = nn.initializers.variance_scaling(2.0, "fan_in", "normal")
@@ -90,34 +89,6 @@ def local_response_norm(x: jax.Array) -> jax.Array:
     squares = jnp.pad(jnp.square(x.astype(jnp.float32)), ((0, 0), (0, 0), (0, 0), (2, 2)))
     total = sum(squares[..., i : i + x.shape[-1]] for i in range(5))
     return (x * (1 + 1e-4 / 5 * total) ** -0.75).astype(x.dtype)
-
-
-class Module(nn.Module):
-    """A Flax module whose `Literal` fields hold one of the values named there, or it is not made.
-
-    Raises:
-        SegjaxError: a field holds another value.
-    """
-
-    def __post_init__(self) -> None:
-        kind: Any = type(self)  # of which mypy would not believe that it can be hashed
-        for name, words in _words(kind).items():
-            if (value := getattr(self, name)) not in words:
-                named = {str(word): word for word in words}
-                near = difflib.get_close_matches(str(value).lower(), named, n=1)
-                meant = f" Did you mean {named[near[0]]!r}?" if near else ""
-                raise SegjaxError(
-                    f"{kind.__name__}: {name} is {value!r}; expected "
-                    f"{', '.join(map(repr, words[:-1]))} or {words[-1]!r}.{meant}"
-                )
-        super().__post_init__()
-
-
-@cache
-def _words(module: type) -> dict[str, tuple[Any, ...]]:
-    """The values that each `Literal` field of a module may have."""
-    hints = get_type_hints(module)
-    return {name: get_args(hint) for name, hint in hints.items() if get_origin(hint) is Literal}
 
 
 class UpConv(nn.Module):

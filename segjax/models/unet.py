@@ -11,7 +11,6 @@ from jax.typing import DTypeLike
 from segjax.models.geometry import Geometry, Span, conv_span, find_reach
 from segjax.models.layers import (
     DoubleConv,
-    Module,
     Output,
     Up,
     crop,
@@ -20,6 +19,7 @@ from segjax.models.layers import (
     upsample,
     upsample_span,
 )
+from segjax.models.module import Module
 
 
 class UNet(Module):

@@ -13,7 +13,6 @@ from segjax.errors import SegjaxError
 from segjax.models.geometry import Geometry, Span, conv_span, find_reach
 from segjax.models.layers import (
     DoubleConv,
-    Module,
     Output,
     Up,
     he_normal,
@@ -21,6 +20,7 @@ from segjax.models.layers import (
     upsample,
     upsample_span,
 )
+from segjax.models.module import Module
 
 
 class UNetPlusPlus(Module):
