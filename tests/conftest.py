@@ -51,3 +51,16 @@ def trained(tmp_path_factory):
         options = ["--data", str(home), "--run", str(home / "run"), "--skip-broken"]
         main(TinyRecipe, ["train", *options])
         yield home
+
+
+@pytest.fixture
+def isbi(tmp_path):
+    """A folder of ISBI's layout, 6 grey slices with masks of 0 and 255."""
+    rng = np.random.default_rng(0)
+    for kind in ("images", "masks"):
+        (tmp_path / "isbi" / kind).mkdir(parents=True)
+    for i in range(6):
+        cells = rng.integers(0, 2, (40, 44), np.uint8) * 255
+        Image.fromarray(cells).save(tmp_path / f"isbi/images/{i}.png")
+        Image.fromarray(cells).save(tmp_path / f"isbi/masks/{i}.png")
+    return tmp_path / "isbi"

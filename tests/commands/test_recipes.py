@@ -4,7 +4,6 @@ import contextlib
 import io
 import json
 import os
-import re
 import signal
 import socket
 import subprocess
@@ -35,18 +34,6 @@ FOLDERS = {
     "nuclei": "nuclei",
     "voc": "voc",
 }
-
-
-@pytest.fixture
-def isbi(tmp_path):
-    rng = np.random.default_rng(0)
-    for kind in ("images", "masks"):
-        (tmp_path / "isbi" / kind).mkdir(parents=True)
-    for i in range(6):
-        cells = rng.integers(0, 2, (40, 44), np.uint8) * 255
-        Image.fromarray(cells).save(tmp_path / f"isbi/images/{i}.png")
-        Image.fromarray(cells).save(tmp_path / f"isbi/masks/{i}.png")
-    return tmp_path / "isbi"
 
 
 @pytest.fixture
@@ -189,42 +176,6 @@ def test_a_weight_map_comes_to_the_loss_with_its_labels():
     )
 
 
-def test_show_augment_draws_a_sheet(isbi, tmp_path):
-    """The pictures with their labels on the left, four different augmentations beside each."""
-    out = tmp_path / "new" / "sheet"
-    run("unet_isbi", "show-augment", "--out", out, *small("unet_isbi", "--data", isbi))
-    sheet = np.asarray(Image.open(out))
-    gap, line, height = 12, 24, 240
-    cells = [gap + (264 + gap) + i * (height + gap) for i in range(4)]  # after the picture, 40×44
-    assert sheet.shape[1] == cells[-1] + height + gap
-    for row, record in enumerate((0, 1, 2, 3)):  # the last two of six are held out
-        example = recipe_of("unet_isbi")(data=isbi, held_out=2).source("train")[record]
-        original = visualise.overlay(
-            example["image"], example["label"], ((220, 50, 47), (238, 232, 213))
-        )
-        top = gap + line + row * (line + height + gap) + line
-        drawn = sheet[top : top + height, gap : gap + 264]
-        np.testing.assert_array_equal(drawn, Image.fromarray(original).resize((264, height)))
-        augmented = [sheet[top : top + height, left : left + height] for left in cells]
-        assert len({cell.tobytes() for cell in augmented}) == 4
-        assert all(cell.std() > 1 for cell in augmented)
-
-
-def test_show_augment_of_a_script_by_module(tmp_path):
-    def shell(*command):
-        return subprocess.run(
-            [sys.executable, "-m", "segjax", "show-augment", *map(str, command)],
-            cwd=tmp_path, capture_output=True, text=True, check=False,
-        )  # fmt: skip
-
-    ran = shell(EXPERIMENTS / "unet_shapes.py", "--canvas", 32, 32, "--pictures", 2)
-    assert ran.returncode == 0, ran.stderr
-    with Image.open(tmp_path / "unet_shapes_augment.png") as sheet:
-        assert sheet.width == 12 + 5 * (240 + 12) and sheet.height > 2 * 240
-    ran = shell(tmp_path / "absent.py")
-    assert ran.returncode == 2 and "absent.py: no such file" in ran.stderr
-
-
 def test_a_stage_starts_from_the_run_before_it(folder, tmp_path, capsys):
     """FCN-16s from 32s, 8s from 16s: all weights, and a further score that starts at zero."""
     data = ("--data", folder, "--batch-size", 8)
@@ -315,27 +266,6 @@ def test_compute_in_bfloat16(tmp_path):
     assert {leaf.dtype for leaf in jax.tree.leaves(state["params"])} == {np.dtype("float32")}
     assert {leaf.dtype for leaf in jax.tree.leaves(state["batch_stats"])} == {np.dtype("float32")}
     assert json.loads((home / "recipe.json").read_text())["model"]["fields"]["dtype"] == "bfloat16"
-
-
-@pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.stem)
-def test_cost_needs_no_data(script, capsys):
-    name = script.stem
-    run(name, "cost", *small(name))
-    told = capsys.readouterr().out
-    for row in ("parameters", "FLOPs", "temporaries", "compile time"):
-        assert row in told
-
-
-def test_cost_counts_all_blocks_of_a_loop(capsys):
-    """SETR's blocks are one loop, of which XLA counts the body once."""
-
-    def flops(depth):
-        small = "--canvas 32 32 --crop 32 32 --width 128 --decoder-channels 4 --auxiliary-taps 0 1"
-        run("setr_pup_camvid", "cost", *small.split(), "--depth", depth)
-        return float(re.search(r"FLOPs per device\W+([\d.]+) G", capsys.readouterr().out)[1])
-
-    # Two blocks more: 24 W² FLOPs a token, forward and twice backward; and attention, norms …
-    assert 1 < (flops(4) - flops(2)) / (2 * 3 * 24 * 128**2 * 4 / 1e9) < 1.5
 
 
 @contextlib.contextmanager
