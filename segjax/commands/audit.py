@@ -1,11 +1,14 @@
 """The verb that tells what is wrong with a data set."""
 
+import ast
 import dataclasses
+import inspect
 import re
 import sys
 from collections.abc import Mapping
 from datetime import datetime
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import rich
@@ -25,6 +28,9 @@ from segjax.errors import SegjaxError
 from segjax.evaluation import visualise
 from segjax.training import losses
 
+# A value of Python as messages write it: a tuple, also of tuples, a string, a number or None.
+_LITERAL = r"\((?:[^()]|\([^()]*\))*\)|'[^']*'|None|\d+"
+
 
 @tyro.conf.configure(tyro.conf.PositionalRequiredArgs)
 def audit(
@@ -40,6 +46,7 @@ def audit(
     masks: str = "masks",
     endings: tuple[str, str] = ("", ""),
     split: tuple[str, ...] = (),
+    part: tuple[int | None, int | None] = (None, None),
     data: Path | None = None,
     out: Path = Path("audit"),
 ) -> None:
@@ -61,6 +68,7 @@ def audit(
         masks: The folder of masks within it; it may be the same.
         endings: What ends the names of pictures and of masks: "" _mask for a.jpg and a_mask.png.
         split: Which splits of a folder; by default all that are found.
+        part: First of a split's sorted pairs, or of the pages, and the one after the last.
         data: Where the data of a run lies now, if it has moved.
         out: Where to write audit.html and audit.json.
 
@@ -68,13 +76,14 @@ def audit(
         SegjaxError: there is no such data, or options that exclude each other.
     """
     is_run = (source / "recipe.json").exists()
-    of_files = (channels, ranges, values, instances, images, masks, endings)
-    described = classes or split or of_files != (3, (), (), False, "images", "masks", ("", ""))
+    of_files = (channels, ranges, values, instances, images, masks, endings, split, part)
+    plain = (3, (), (), False, "images", "masks", ("", ""), (), (None, None))
+    described = classes or of_files != plain
     if is_run + bool(described) + bool(layout) > 1:
         raise SegjaxError(
             f"{source}: a run folder and a --layout know their pictures and masks. Drop --classes, "
-            "--channels, --ranges, --values, --instances, --images, --masks, --endings and "
-            "--split; and --layout for a run folder."
+            "--channels, --ranges, --values, --instances, --images, --masks, --endings, --split "
+            "and --part; and --layout for a run folder."
         )
     if data and not is_run:
         raise SegjaxError(f"{source} is no run folder, whose data may have moved; drop --data.")
@@ -95,15 +104,16 @@ def audit(
                 images=images,
                 masks=masks,
                 endings=endings,
+                part=part,
                 ranges=ranges,
                 instances=instances,
                 complete=False,
             )
             found = split or _splits(source / images, source)
             sources = {name: dataclasses.replace(whole, split=name) for name in found}
-            audit_sources(sources or {source.name: whole}, out, where=source, in_options=True)
+            audit_sources(sources or {source.name: whole}, out, where=source, as_options=True)
         except SegjaxError as error:
-            raise SegjaxError(_in_options(str(error))) from error
+            raise SegjaxError(in_options(str(error))) from error
         return
     audit_sources(sources, out, where=source)
 
@@ -121,27 +131,30 @@ def _splits(images: Path, root: Path) -> list[str]:
     return sorted(splits)
 
 
-def _in_options(text: str) -> str:
-    """A message that names arguments of Python, in the words of the command line."""
+def in_options(text: str) -> str:
+    """A message that names arguments of `Folder`, in the words of the command line."""
 
-    def pairs(found: re.Match[str]) -> str:
-        numbers = re.findall(r"-?[\d.]+", found[2])
-        return " ".join([f"--{found[1]}", *numbers])
+    def option(found: re.Match[str]) -> str:
+        name, value = found[1], ast.literal_eval(found[2])
+        words = [] if value is None else _words(value)
+        return " ".join([f"--{name}", *words]) if words else f"no --{name}"
 
-    text = re.sub(r"\b(values|ranges)=\(((?:\([^()]*\),? ?)+)\)", pairs, text)
-    text = text.replace('endings=("", "_mask")', '--endings "" _mask')
-    text = re.sub(r"; complete=False leaves out[^.]*", "", text)
-    text = re.sub(r"\bsplit=None takes", "no --split takes", text)
-    text = re.sub(r"\bsplit= ?(?=from)", "--split ", text)
-    text = re.sub(r"\b(split|channels)=(?=['\d])", r"--\1 ", text)
+    fields = {field.name for field in dataclasses.fields(Folder)}
+    names = "|".join(fields & set(inspect.signature(audit).parameters))
     text = text.replace("`root`", "the folder").replace(", the last comma included", "")
-    return re.sub(
-        r"`(values|ranges|channels|classes|instances|images|masks|endings|split)`", r"--\1", text
-    )
+    text = re.sub(rf"\b({names})=({_LITERAL})", option, text)
+    return re.sub(rf"`({names})`", r"--\1", text)
+
+
+def _words(value: Any) -> list[str]:
+    """What an option is given for a value: of tuples all that they hold."""
+    if isinstance(value, tuple):
+        return [word for part in value for word in _words(part)]
+    return [str(value) or '""']
 
 
 def audit_sources(
-    sources: Mapping[str, pipeline.Source], out: Path, *, where: Path, in_options: bool = False
+    sources: Mapping[str, pipeline.Source], out: Path, *, where: Path, as_options: bool = False
 ) -> None:
     """Audit sources by split: print what was found, write it to audit.html and audit.json.
 
@@ -151,11 +164,11 @@ def audit_sources(
         sources: by split.
         out: where to write.
         where: what the page says was audited.
-        in_options: advice is told in options of the command line, not in arguments of Python.
+        as_options: advice is told in options of the command line, not in arguments of Python.
     """
     sources = {split: _lenient(bare(source)) for split, source in sources.items()}
     found = auditing.audit(sources, track)
-    if in_options:
+    if as_options:
         found = _told_in_options(found)
     for part in audit_page.renderables(found):
         rich.get_console().print(part, soft_wrap=True)  # or it would break names of files
@@ -187,8 +200,8 @@ def _lenient(source: pipeline.Source) -> pipeline.Source:
 
 def _told_in_options(found: Audit) -> Audit:
     findings = {
-        kind._replace(advice=_in_options(kind.advice)): [
-            case._replace(text=_in_options(case.text)) for case in cases
+        kind._replace(advice=in_options(kind.advice)): [
+            case._replace(text=in_options(case.text)) for case in cases
         ]
         for kind, cases in found.findings.items()
     }

@@ -296,7 +296,7 @@ class Folder:
     def _demand_folder(self, folder: Path) -> None:
         if not _folders(folder):
             raise SegjaxError(
-                f"{folder.absolute()}: no such folder. Expected root={self.root} with pictures in "
+                f"{folder.absolute()}: no such folder. Expected {self.root} with pictures in "
                 f"{self.images}/ and masks in {self.masks}/ (split={self.split!r}): correct "
                 "`root`, `images`, `masks` or `split`."
             )
@@ -309,7 +309,7 @@ class Folder:
         if not folders and not lists:
             return f"There are no splits here; split=None takes {images} itself."
         return (
-            f"Choose split= from the folders in {images} ({', '.join(folders) or 'none'}) "
+            f"Choose `split` from the folders in {images} ({', '.join(folders) or 'none'}) "
             f"or the lists in {lists_folder} ({', '.join(lists) or 'none'})."
         )
 

@@ -165,7 +165,7 @@ def check_channels(channels: int, ranges: Ranges) -> None:
     if not pairs or len(ranges) not in (1, channels) or not all(a < b for a, b in ranges):
         raise SegjaxError(
             f"ranges={ranges}: expected (low, high) with low < high, one for all channels or one "
-            f"for each of the {channels}, such as ((0, 4095),), the last comma included."
+            f"for each of the {channels}, such as ranges=((0, 4095),), the last comma included."
         )
 
 

@@ -361,6 +361,11 @@ def test_the_audit_of_a_folder_by_its_names(tmp_path, capsys):
     assert "Choose --split from" in told and "split=" not in told
     told = stopped(capsys, data, *names, "--values", 3, 7, "--classes", 2, verb=audit).err
     assert "--values 3 7: cannot map 3 to 7" in told
+    (data / "val.txt").unlink()
+    audit(data, *names, "--values", 255, 1, "--part", 1, "None")
+    assert examples(tmp_path) == {"data": 2}
+    told = stopped(capsys, data, *names, "--part", 5, "None", verb=audit).err
+    assert "--part 5 None leaves none of the 3 pairs" in told
     told = stopped(capsys, data, "--out", tmp_path, verb=audit).err
     assert "correct the folder, --images, --masks or --split" in told and "`" not in told
 

@@ -1,5 +1,6 @@
 """Every kind of broken input is told by a message of its own, and skipped only when asked."""
 
+import dataclasses
 import re
 import zlib
 
@@ -8,6 +9,7 @@ import pytest
 import tifffile
 from PIL import Image
 
+from segjax.commands.audit import in_options
 from segjax.data.folder import Folder
 from segjax.data.labels import voc_palette
 from segjax.errors import SegjaxError
@@ -116,7 +118,7 @@ MISTAKES = {
     "no pictures but splits": (
         lambda root: (both_splits(root), remove("images/a.png", "images/b.png")(root)),
         {},
-        r"no pictures.*Choose split= .*images \(train\).* \(train\)",
+        r"no pictures.*Choose `split` .*images \(train\).* \(train\)",
     ),
     "pictures alone": (
         add_pictures(7),
@@ -389,6 +391,23 @@ def test_mistake_is_told(tmp_path, name):
     spoil(tmp_path)
     with pytest.raises(SegjaxError, match=told):
         list(folder(tmp_path, **changes))
+
+
+# What the command has no option for, or reads so that it cannot come to pass.
+NO_OPTIONS = {"pictures alone", "masks alone", "list without a mask", "palette"}
+FIELDS = "|".join(field.name for field in dataclasses.fields(Folder))
+
+
+@pytest.mark.parametrize("name", sorted(MISTAKES.keys() - NO_OPTIONS))
+def test_the_command_tells_it_in_options(tmp_path, name):
+    spoil, changes, _ = MISTAKES[name]
+    add_pair(tmp_path, "a")
+    add_pair(tmp_path, "b")
+    spoil(tmp_path)
+    with pytest.raises(SegjaxError) as told:
+        list(folder(tmp_path, **changes))
+    said = in_options(str(told.value).replace(str(tmp_path), "FOLDER"))
+    assert not re.findall(rf"\b(?:{FIELDS})=|`(?:{FIELDS})`", said), said
 
 
 @pytest.mark.parametrize(
