@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, ClassVar, Literal, get_args
 
 import jax
 import numpy as np
@@ -36,13 +36,17 @@ from segjax.data.augment import Example
 from segjax.errors import SegjaxError
 from segjax.training import losses, optimizers, sharding
 
-Split = Literal["train", "val"]
+Split = Literal["train", "val", "test"]
 _COUNTS = ("steps", "batch_size", "workers", "evaluate_every", "log_every")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe(abc.ABC):
     """What a training needs. A script adds fields of its own and says how they come together."""
+
+    splits: ClassVar[tuple[Split, ...]] = ("train", "val")
+    """What `source` is asked for: train, val and, where the data has one, test. Val chooses the best
+    checkpoint; that one's scores on test are the ones to report."""
 
     steps: int
     """Training steps."""
@@ -89,7 +93,7 @@ class Recipe(abc.ABC):
 
     @abc.abstractmethod
     def source(self, split: Split) -> pipeline.Source:
-        """The data to train on, or the data held out."""
+        """The data of one of `splits`: to train on, or held out."""
 
     @abc.abstractmethod
     def augment(self, key: jax.Array, example: Example) -> Example:
@@ -143,6 +147,11 @@ def _check(recipe: type[Recipe]) -> None:
             signature = re.sub(r"(\w+\.)+", "", str(inspect.signature(method)))
             lines += [f"    def {name}{signature}:", f"        {inspect.getdoc(method)}"]
         raise SegjaxError("\n".join(lines))
+    if not {"train", "val"} <= set(recipe.splits) <= set(get_args(Split)):
+        raise SegjaxError(
+            f"{recipe.__name__} has the splits {', '.join(recipe.splits)}; expected train and val, "
+            'and test where its data has one: splits = ("train", "val", "test").'
+        )
     fields = {f.name for f in dataclasses.fields(recipe)}
     for cls in recipe.__mro__[: recipe.__mro__.index(Recipe)]:
         typed = {n for n, of in inspect.get_annotations(cls).items() if "ClassVar" not in str(of)}
@@ -220,7 +229,7 @@ def main(recipe: type[Recipe], argv: Sequence[str] | None = None) -> None:
         Args:
             out: Where to write audit.html and audit.json.
         """
-        sources = {split: recipe.source(split) for split in get_args(Split)}
+        sources = {split: recipe.source(split) for split in recipe.splits}
         where = Path(getattr(recipe, "data", name))
         audit_sources(sources, out, where=where)
 

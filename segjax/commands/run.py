@@ -23,7 +23,7 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import jax
 
@@ -31,6 +31,7 @@ import segjax
 from segjax.commands.description import describe, less_files, rebuild
 from segjax.errors import SegjaxError
 
+HeldOut = Literal["val", "test"]
 # What may differ when a run is taken up again; all else would make it another run.
 _MAY_CHANGE = frozenset({"steps", "evaluate_every", "log_every", "data", "workers", "cache"})
 # What a run writes to its folder but for predictions, of which other files may be kept.
@@ -125,12 +126,17 @@ class Run:
         """The recipe's name."""
         return self._stored["recipe"]
 
+    @property
+    def splits(self) -> tuple[HeldOut, ...]:
+        """The held-out splits: val, which chose the best checkpoint, and test if there is one."""
+        return ("val", "test") if self.has("test") else ("val",)
+
     def has(self, part: str) -> bool:
-        """Whether there is such a part: not every recipe has a "baseline"."""
+        """Whether there is such a part: not every recipe has a "baseline" or a "test" split."""
         return part in self._stored
 
     def rebuild(self, part: str) -> Any:
-        """The "model", "normalise", "source" (held-out data) … of the recipe, made anew."""
+        """The "model", "normalise", "source" (of val), "test" … of the recipe, made anew."""
         try:
             return rebuild(self._stored[part])
         except SegjaxError as error:

@@ -53,22 +53,23 @@ def train(recipe: "Recipe", folder: Path, *, name: str, restart: bool = False) -
     compiled = CompilationCount()
     mesh = sharding.make_mesh()
     parts = Parts(recipe, mesh)
-    sources = {"train": recipe.source("train"), "val": recipe.source("val")}
+    sources: dict[str, pipeline.Source] = {s: recipe.source(s) for s in recipe.splits}
     if hasattr(recipe, "data"):
         for source in sources.values():
             check_folder(source)
     baseline = recipe.baseline()
     # raises, before the data is read
-    describe([parts.model, recipe.normalise, sources["val"], baseline])
+    describe([parts.model, recipe.normalise, baseline, *_held_out(sources).values()])
     for source in sources.values():
         _check_classes(source, num_classes=parts.model.num_classes)
     if recipe.skip_broken:
         skipped = _broken(sources, None if restart else folder / "skipped.json")
         for split, broken in skipped.items():
             sources[split] = without(sources[split], tuple(map(int, broken)))
-    canvases = {"train": [recipe.canvas], "val": recipe.buckets or [recipe.canvas]}
+    held_out_canvases = recipe.buckets or [recipe.canvas]
+    canvases = dict.fromkeys(sources, held_out_canvases) | {"train": [recipe.canvas]}
     audit.check(sources, canvases=canvases)
-    data, held_out = (_kept(source, recipe.cache) for source in sources.values())
+    data, held_out = (_kept(sources[split], recipe.cache) for split in ("train", "val"))
     start_run(
         folder,
         name=name,
@@ -76,10 +77,10 @@ def train(recipe: "Recipe", folder: Path, *, name: str, restart: bool = False) -
         parts={
             "model": parts.model,
             "normalise": recipe.normalise,
-            "source": sources["val"],
             "classes": held_out.classes,
             "palette": held_out.palette,
         }
+        | _held_out(sources)
         | ({"baseline": baseline} if baseline else {}),
         restart=restart,
     )
@@ -117,7 +118,7 @@ def train(recipe: "Recipe", folder: Path, *, name: str, restart: bool = False) -
                     held_out,
                     mesh,
                     batch_size=recipe.batch_size,
-                    canvases=canvases["val"],
+                    canvases=held_out_canvases,
                     workers=recipe.workers,
                 )
                 confusion, loss = metrics.evaluate_with_loss(
@@ -161,7 +162,8 @@ def train(recipe: "Recipe", folder: Path, *, name: str, restart: bool = False) -
             file=sys.stderr,
         )
         sys.exit(128 + number)
-    evaluate(folder)
+    for split in Run(folder).splits:
+        evaluate(folder, split=split)
 
 
 @contextmanager
@@ -213,6 +215,12 @@ def _take_over(ours: Any, theirs: Any) -> tuple[Any, str]:
 
 def _fields(recipe: "Recipe") -> dict[str, Any]:
     return {f.name: getattr(recipe, f.name) for f in dataclasses.fields(recipe)}
+
+
+def _held_out(sources: Mapping[str, pipeline.Source]) -> dict[str, pipeline.Source]:
+    """The held-out sources by the names of their parts in recipe.json."""
+    tested = {"test": sources["test"]} if "test" in sources else {}
+    return {"source": sources["val"], **tested}
 
 
 def _kept(source: pipeline.Source, where: Literal["no", "memory", "disk"]) -> pipeline.Source:

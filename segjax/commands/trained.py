@@ -9,7 +9,7 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 
-from segjax.commands.run import Run
+from segjax.commands.run import HeldOut, Run
 from segjax.errors import SegjaxError
 from segjax.inference.predict import make_predict, make_tiled_predict
 from segjax.training import sharding
@@ -65,13 +65,18 @@ def load(
     return step, predict, variables
 
 
-def held_out(run: Run, data: Path | None = None) -> Any:
+def held_out(run: Run, data: Path | None = None, split: HeldOut = "val") -> Any:
     """The held-out data of a run, or what lies in the folder `data` now.
 
     Raises:
-        SegjaxError: its folder is not there, or it is not read from one.
+        SegjaxError: the run has no such split; its folder is not there, or it is not read from one.
     """
-    source = run.rebuild("source")
+    if split not in run.splits:
+        raise SegjaxError(
+            f"{run.folder}: its recipe has no {split} split, but {', '.join(run.splits)}. Add it to "
+            "the recipe's `splits` and to what its `source` gives, and train."
+        )
+    source = run.rebuild("source" if split == "val" else split)
     if data is not None:
         source = moved(source, data)
     check_folder(source)

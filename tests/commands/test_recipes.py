@@ -104,7 +104,7 @@ def test_every_recipe_trains_evaluates_and_predicts(script, request, tmp_path, c
     assert ("others" in scores) == (name == "unet_nuclei")  # which names a baseline
     if "others" in scores:
         assert scores["others"]["Otsu"].keys() == scores.keys() - {
-            "step", "classes", "confusion", "others"
+            "step", "split", "classes", "confusion", "others"
         }  # fmt: skip
         assert "| score | network | Otsu |" in (home / "report/scores.md").read_text()
 
