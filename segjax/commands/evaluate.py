@@ -45,8 +45,8 @@ def evaluate(
 
     Args:
         run: The run folder.
-        split: Which held-out data: val, by which the best checkpoint was chosen, or test, of a recipe
-            that has one.
+        split: Which held-out data: val, by which the best checkpoint was chosen, or test, where the
+            recipe has one.
         data: Where the data lies now, if it has moved.
         batch_size: Pictures (with --tile, tiles) at a time; the scores do not depend on it.
         checkpoint: Which checkpoint.

@@ -6,6 +6,7 @@
     metrics.jsonl     what the training told
     checkpoints/      the newest and the best
     tensorboard/      events
+    wandb/            with log_to wandb, what it sends
     report/           scores, curves, pictures
 
 Networks and sources are frozen dataclasses of plain values, so their class and fields are all
@@ -23,6 +24,7 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from importlib import metadata
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Literal
 
 import jax
@@ -33,7 +35,9 @@ from segjax.errors import SegjaxError
 
 HeldOut = Literal["val", "test"]
 # What may differ when a run is taken up again; all else would make it another run.
-_MAY_CHANGE = frozenset({"steps", "evaluate_every", "log_every", "data", "workers", "cache"})
+_MAY_CHANGE = frozenset(
+    {"steps", "epochs", "patience", "evaluate_every", "log_every", "data", "workers", "cache"}
+)
 # What a run writes to its folder but for predictions, of which other files may be kept.
 _OF_A_RUN = (
     "environment.json",
@@ -41,6 +45,7 @@ _OF_A_RUN = (
     "metrics.jsonl",
     "checkpoints",
     "tensorboard",
+    "wandb",
     "report",
 )
 _PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
@@ -166,14 +171,17 @@ class Run:
                 "colours in its palette. Restore the file."
             )
 
-    def _compare(self, wanted: Mapping[str, Any]) -> None:
-        """Raise SegjaxError unless `wanted` is the recipe that is written here."""
+    def _compare(self, wanted: Mapping[str, Any], defaults: Mapping[str, Any]) -> None:
+        """Raise SegjaxError unless `wanted` is the recipe that is written here.
+
+        Fields that are not written here, for they came to the recipe later, are at their default.
+        """
         if self._stored["recipe"] != wanted["recipe"]:
             raise SegjaxError(
                 f"{self.folder} is a run of the recipe {self._stored['recipe']}, not "
                 f"{wanted['recipe']}. Name another folder with --run."
             )
-        have = _settings(self._stored["fields"], self._stored["model"])
+        have = _settings({**defaults, **self._stored["fields"]}, self._stored["model"])
         want = _settings(wanted["fields"], wanted["model"])
         changed = [
             f"  {name}: {have.get(name)} in the run, {want.get(name)} asked for"
@@ -194,6 +202,7 @@ def start_run(
     name: str,
     fields: Mapping[str, Any],
     parts: Mapping[str, Any],
+    defaults: Mapping[str, Any] = MappingProxyType({}),
     restart: bool = False,
 ) -> None:
     """Make a run folder, or make sure that the one there is of the same recipe; note the start.
@@ -203,6 +212,7 @@ def start_run(
         name: of the recipe.
         fields: its fields, plain values or dataclasses of them.
         parts: what `Run.rebuild` gives back, dataclasses of plain values.
+        defaults: of fields, for a run that was started before the recipe had them.
         restart: of a run there, remove what it has written instead.
 
     Raises:
@@ -220,7 +230,7 @@ def start_run(
     held = {p.name for p in folder.iterdir()} if folder.is_dir() else set()
     if path.exists():
         if not restart:
-            Run(folder)._compare(wanted)
+            Run(folder)._compare(wanted, json.loads(json.dumps(describe(dict(defaults)))))
     elif folder.is_file() or held - {"recipe.json.partial"}:
         raise SegjaxError(
             f"{folder}: exists, but holds no run (no recipe.json). Name another folder with --run."

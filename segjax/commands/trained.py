@@ -45,7 +45,11 @@ def load(
         step = checkpoints.best if checkpoint == "best" else checkpoints.newest
         if step is None:
             raise SegjaxError(f"{run.folder}: no checkpoint yet. Train it first.")
-        variables = checkpoints.restore(dict(like), step=step)
+        # Of a moving average of the weights, where the run has one, are the scores.
+        if checkpoints.holds("ema", step=step):
+            variables = checkpoints.restore({"ema": dict(like)}, step=step)["ema"]
+        else:
+            variables = checkpoints.restore(dict(like), step=step)
     if model.num_classes != (classes := len(run.rebuild("classes"))):
         raise SegjaxError(
             f"{run.folder / 'recipe.json'}: its network has {model.num_classes} classes, but "
@@ -73,8 +77,8 @@ def held_out(run: Run, data: Path | None = None, split: HeldOut = "val") -> Any:
     """
     if split not in run.splits:
         raise SegjaxError(
-            f"{run.folder}: its recipe has no {split} split, but {', '.join(run.splits)}. Add it to "
-            "the recipe's `splits` and to what its `source` gives, and train."
+            f"{run.folder}: its recipe has no {split} split, but {', '.join(run.splits)}. Add it "
+            "to the recipe's `splits` and to what its `source` gives, and train."
         )
     source = run.rebuild("source" if split == "val" else split)
     if data is not None:
