@@ -200,7 +200,7 @@ def _take_steps(
             observing.step = done = int(state.step)
             if out_of_patience() and start < done < recipe.steps:
                 log.say(f"stopped at step {done} of {recipe.steps}, {early}")
-    if observing.to_stop and observing.error:
+    if observing.error and observing.to_stop and done < recipe.steps:
         raise SegjaxError(f"{observing.error} The same command goes on from step {done}.")
     if number := interrupted():
         print(

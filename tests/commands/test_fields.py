@@ -2,23 +2,30 @@
 
 import dataclasses
 import json
+import math
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
 import jax
 import numpy as np
+import optax
 import pytest
 from PIL import Image
 from recipes import state_of
 from tiny import TinyRecipe, make_data
 
+import segjax
 from segjax.commands.evaluate import evaluate
+from segjax.commands.observing import Observing
 from segjax.commands.run import Run
-from segjax.commands.step import in_steps
+from segjax.commands.step import Parts, in_steps
+from segjax.commands.train import _since_best
 from segjax.errors import SegjaxError
+from segjax.evaluation.report import read_metrics
 from segjax.recipe import main
-from segjax.training import sharding
+from segjax.training import optimizers, sharding
+from segjax.training.observers import Observer
 
 
 @pytest.fixture(autouse=True)
@@ -221,3 +228,271 @@ def test_values_that_no_field_can_have_are_told(recipe, options, told, capsys):
 def test_both_in_python():
     with pytest.raises(SegjaxError, match=r"Both steps \(9\) and epochs \(3\) are given"):
         TinyRecipe(data=Path(), steps=9, epochs=3)
+
+
+# What trains
+
+
+def lines_of(run, of="loss"):
+    return [line[of] for line in read_metrics(run / "metrics.jsonl") if of in line]
+
+
+def test_a_clipped_gradient_makes_a_step_of_its_length(home):
+    """Of SGD without momentum, whose step is the gradient times the rate."""
+
+    @dataclass(frozen=True, kw_only=True)
+    class Plain(TinyRecipe):
+        steps: int = 1
+
+        def optimizer(self):
+            return optax.sgd(1.0)
+
+        def schedule(self):
+            return optimizers.constant(1.0)
+
+    parts = Parts(Plain(data=home), sharding.make_mesh())
+    before = jax.device_get(parts.make_state().params)
+    for clip, length in ((0.25, 0.25), (1e9, None)):
+        run = train(home, "--clip", clip, recipe=Plain, run=f"clip{clip}")
+        (norm,) = lines_of(run, "gradient_norm")  # as it was before
+        step = jax.tree.map(np.subtract, state_of(run)[1]["params"], before)
+        assert optax.tree.norm(step) == pytest.approx(length or norm, rel=1e-4)
+        assert norm > 0.25 and Run(run).fields["clip"] == clip
+
+
+def test_weights_decay_as_told(home):
+    runs = [train(home, "--weight-decay", w, run=f"decay{w}") for w in (0, 0.5)]
+    kernels, biases = zip(
+        *(
+            (params["Conv_0"]["kernel"], params["Conv_0"]["bias"])
+            for params in (state_of(run)[1]["params"] for run in runs)
+        ),
+        strict=True,
+    )
+    assert np.linalg.norm(kernels[1]) < np.linalg.norm(kernels[0])
+    np.testing.assert_allclose(*biases, rtol=1e-2)  # which only feel that the kernels do
+    with pytest.raises(SystemExit):
+        train(home, "--weight-decay", 0.1, run="decay0")
+
+
+def test_a_run_from_before_these_fields_goes_on(home, capsys):
+    """They are not written in its recipe.json; at their defaults they change nothing."""
+    run = train(home)
+    stored = json.loads((run / "recipe.json").read_text())
+    for name in ("epochs", "weight_decay", "clip", "ema", "patience", "log_to"):
+        del stored["fields"][name]
+    (run / "recipe.json").write_text(json.dumps(stored))
+    capsys.readouterr()
+    with pytest.raises(SystemExit):
+        train(home, "--steps", 3, "--ema", 0.9)
+    assert "  ema: None in the run, 0.9 asked for" in capsys.readouterr().err
+    train(home, "--steps", 3)
+    assert "going on from step 2 of 3" in capsys.readouterr().out
+
+
+@dataclass(frozen=True, kw_only=True)
+class Steady(TinyRecipe):
+    """At a rate that does not depend on the number of steps: some and then more are all at once."""
+
+    learning_rate: float = 0.1
+
+    def schedule(self):
+        return optimizers.constant(self.learning_rate)
+
+
+def test_the_average_is_what_is_scored_used_and_started_from(home):
+    run = train(home, "--ema", 0.6, "--steps", 6, recipe=Steady)
+    plain = train(home, "--steps", 6, recipe=Steady, run="plain")
+    step, state = state_of(run)
+    _, without = state_of(plain)
+    assert step == 6 and not without.get("ema")
+    jax.tree.map(np.testing.assert_array_equal, state["params"], without["params"])
+    assert lines_of(run) != lines_of(plain)  # of the held-out data too
+    newest = segjax.load(run, "newest")
+    jax.tree.map(np.testing.assert_array_equal, newest.variables["params"], state["ema"]["params"])
+    assert not np.array_equal(state["ema"]["params"]["Conv_0"]["bias"], without_bias(state))
+
+    # evaluate, and the training's own evaluations, of the best checkpoint.
+    logged = lines_of(run, "mean_iou")
+    scores = scores_of(run)
+    assert scores["mean_iou"] == max(logged) == logged[scores["step"] - 1]
+
+    begun = train(home, "--start-from", run, "--learning-rate", 0, recipe=Steady, run="begun")
+    best = segjax.load(run).variables["params"]
+    jax.tree.map(np.testing.assert_array_equal, state_of(begun)[1]["params"], best)
+    begun = train(
+        home, "--start-from", run, "--learning-rate", 0, "--ema", 0.9, recipe=Steady, run="both"
+    )
+    jax.tree.map(np.testing.assert_array_equal, state_of(begun)[1]["ema"]["params"], best)
+
+
+def without_bias(state):
+    return state["params"]["Conv_0"]["bias"]
+
+
+def test_a_run_with_an_average_goes_on_to_the_bit(home, capsys):
+    options = ("--ema", 0.9, "--clip", 0.5)
+    straight = train(home, *options, "--steps", 7, recipe=Steady)
+    train(home, *options, "--steps", 3, recipe=Steady, run="twice")
+    resumed = train(home, *options, "--steps", 7, recipe=Steady, run="twice")
+    assert "going on from step 3 of 7" in capsys.readouterr().out
+    jax.tree.map(np.testing.assert_array_equal, state_of(straight)[1], state_of(resumed)[1])
+    assert lines_of(straight, "mean_iou") == lines_of(resumed, "mean_iou")
+
+
+# When to stop
+
+
+@pytest.mark.parametrize(
+    "scores, since",
+    [
+        ([], 0),
+        ([0.1], 0),
+        ([0.1, 0.1, 0.1], 2),
+        ([0.1, 0.3, 0.2, 0.3], 2),
+        ([0.3, 0.1, 0.4], 0),
+        ([math.nan, math.nan], 2),
+        ([math.nan, 0.0, math.nan], 1),
+    ],
+)
+def test_evaluations_since_the_best(scores, since):
+    assert _since_best(scores) == since
+
+
+def test_patience_ends_a_training_that_no_longer_gets_better(home, capsys):
+    still = ("--learning-rate", 0, "--steps", 9, "--patience", 2)
+    run = train(home, *still, recipe=Steady)
+    told = capsys.readouterr().out
+    why = "for 2 evaluations brought no better mean IoU (--patience)"
+    assert f"stopped at step 3 of 9, {why}" in told
+    assert state_of(run)[0] == 3 and scores_of(run)["mean_iou"] == lines_of(run, "mean_iou")[0]
+
+    train(home, *still, recipe=Steady)
+    assert f"{run}: stopped at step 3, {why}; nothing is left" in capsys.readouterr().out
+    assert state_of(run)[0] == 3 and len(lines_of(run, "mean_iou")) == 3
+    train(home, *still[:-1], 4, recipe=Steady)
+    assert "stopped at step 5 of 9" in capsys.readouterr().out
+
+
+def test_patience_outlasts_a_kill(home, capsys):
+    """After an evaluation that is told, and before its checkpoint was whole: it is done again."""
+    still = ("--learning-rate", 0, "--patience", 2)
+    run = train(home, *still, "--steps", 2, recipe=Steady)
+    with (run / "metrics.jsonl").open("a") as lines:
+        lines.write('{"step": 3, "mean_iou": 0.99}\n{"step": 4, "mean_iou": 0.1}\n{"ste')
+    train(home, *still, "--steps", 9, recipe=Steady)
+    assert "stopped at step 3 of 9" in capsys.readouterr().out
+    assert len(lines_of(run, "mean_iou")) == 3
+
+
+# Who is told
+
+
+class Recorder(Observer):
+    """Notes what it is told, and fails in the event that `fails` names, at a step."""
+
+    def __init__(self, heard, fails=None, at=None):
+        self.heard, self.fails, self.at = heard, fails, at
+
+    def note(self, event, step, values):
+        self.heard.append((event, step, values))
+        if event == self.fails and step >= self.at:
+            raise ConnectionError("no route to host")
+
+    def started(self, run, fields, step):
+        self.note("started", step, (run, fields))
+
+    def logged(self, step, values):
+        self.note("logged", step, values)
+
+    def evaluated(self, step, scores):
+        self.note("evaluated", step, scores)
+
+    def finished(self, step, scores):
+        self.note("finished", step, scores)
+
+
+def watched(*observers):
+    @dataclass(frozen=True, kw_only=True)
+    class Watched(Steady):
+        steps: int = 4
+
+        def observers(self):
+            return observers
+
+    return Watched
+
+
+def events(heard):
+    return [(event, step) for event, step, _ in heard]
+
+
+def test_observers_hear_what_the_run_tells(home):
+    heard = []
+    run = train(home, "--log-every", 2, recipe=watched(Recorder(heard)), run="a run")
+    assert events(heard) == [
+        ("started", 0),
+        ("evaluated", 1),
+        *[("logged", 2), ("evaluated", 2), ("evaluated", 3), ("logged", 4), ("evaluated", 4)],
+        ("finished", 4),
+    ]
+    folder, fields = heard[0][2]
+    assert folder == run and fields == Run(run).fields and fields["learning_rate"] == 0.1
+    losses = [values["loss"] for event, _, values in heard if event in ("logged", "evaluated")]
+    assert losses == lines_of(run)  # the mean of both steps, as in metrics.jsonl
+    report = heard[-1][2]
+    assert report["mean_iou"] == scores_of(run)["mean_iou"]
+
+    heard.clear()
+    train(home, "--log-every", 2, recipe=watched(Recorder(heard)), run="a run")
+    assert events(heard) == [("started", 4), ("finished", 4)]
+
+
+@pytest.mark.parametrize(
+    "event, at, kept", [("logged", 1, 2), ("logged", 2, 2), ("evaluated", 2, 2)]
+)
+def test_an_observer_that_fails_costs_nothing(event, at, kept, home, capsys):
+    """Of a step it is told while the next one runs, which is then the last."""
+    every = ("--evaluate-every", 2)
+    straight = train(home, *every, recipe=watched(), run="straight")
+    heard, beside = [], []
+    with pytest.raises(SystemExit) as stopped:
+        train(home, *every, recipe=watched(Recorder(heard, event, at), Recorder(beside)))
+    assert stopped.value.code == 2
+    told = capsys.readouterr().err
+    assert f"The observer Recorder raised in its `{event}`: ConnectionError: no route to" in told
+    assert f"(test_fields.py, line {line_of('raise Conn')})" in told and "Traceback" not in told
+    assert f"The same command goes on from step {kept}." in told
+    assert events(heard)[-1] == (event, at)  # no more of what has failed
+    assert beside[-1] == ("finished", kept, {})
+    run = train(home, *every, recipe=watched(Recorder([])))
+    assert f"going on from step {kept} of 4" in capsys.readouterr().out
+    jax.tree.map(np.testing.assert_array_equal, state_of(straight)[1], state_of(run)[1])
+
+
+def line_of(text):
+    lines = Path(__file__).read_text().splitlines()
+    return next(number for number, line in enumerate(lines, 1) if text in line)
+
+
+def test_an_observer_that_fails_at_the_ends(home, capsys):
+    for event in ("started", "evaluated", "finished"):
+        with pytest.raises(SystemExit):
+            train(home, recipe=watched(Recorder([], event, 4 * (event == "evaluated"))), run=event)
+        told = capsys.readouterr().err
+        assert f"raised in its `{event}`" in told and "goes on" not in told
+    for event in ("evaluated", "finished"):
+        assert state_of(home / event)[0] == 4 and scores_of(home / event)
+    assert not list((home / "started/checkpoints").iterdir())
+
+
+def test_of_several_processes_none_is_stopped_by_an_observer(monkeypatch):
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    heard = []
+    observing = Observing([Recorder(heard, "logged", 1)])
+    with pytest.raises(SegjaxError, match="raised in its `logged`"), observing.to_the_end():
+        observing.start(Path(), {}, 0)
+        for step in (1, 2):
+            observing.tell("logged", step, {})
+            assert observing.error and not observing.to_stop
+    assert events(heard) == [("started", 0), ("logged", 1)]
