@@ -35,8 +35,7 @@ from segjax.commands.train import train
 from segjax.data import augment, pipeline
 from segjax.data.augment import Example
 from segjax.errors import SegjaxError
-from segjax.training import losses, optimizers, sharding
-from segjax.training.observers import Observer
+from segjax.training import Observer, losses, optimizers, sharding
 
 Split = Literal["train", "val", "test"]
 _LENGTHS = {"steps": 0, "epochs": None}  # of a training, and what each is without the other

@@ -7,7 +7,7 @@
     checkpoints/      the newest and the best
     tensorboard/      events
     wandb/            with log_to wandb, what it sends
-    report/           scores, curves, pictures
+    report/           scores, curves, pictures, of val; in report/test of test
 
 Networks and sources are frozen dataclasses of plain values, so their class and fields are all
 there is to write down (see `description`). This file knows none of them.
@@ -36,7 +36,8 @@ from segjax.errors import SegjaxError
 HeldOut = Literal["val", "test"]
 # What may differ when a run is taken up again; all else would make it another run.
 _MAY_CHANGE = frozenset(
-    {"steps", "epochs", "patience", "evaluate_every", "log_every", "data", "workers", "cache"}
+    ["steps", "epochs", "patience", "evaluate_every", "log_every", "log_to"]
+    + ["data", "workers", "cache"]
 )
 # What a run writes to its folder but for predictions, of which other files may be kept.
 _OF_A_RUN = (

@@ -4,6 +4,7 @@ import dataclasses
 import json
 import math
 import shutil
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,7 +25,7 @@ from segjax.commands.train import _since_best
 from segjax.errors import SegjaxError
 from segjax.evaluation.report import read_metrics
 from segjax.recipe import main
-from segjax.training import optimizers, sharding
+from segjax.training import observers, optimizers, sharding
 from segjax.training.observers import Observer
 
 
@@ -496,3 +497,36 @@ def test_of_several_processes_none_is_stopped_by_an_observer(monkeypatch):
             observing.tell("logged", step, {})
             assert observing.error and not observing.to_stop
     assert events(heard) == [("started", 0), ("logged", 1)]
+
+
+def test_services_are_observers_too(home, monkeypatch):
+    heard = []
+    monkeypatch.setattr(observers, "MLflow", lambda: Recorder(heard))
+    run = train(home, "--log-to", "mlflow", recipe=Steady)
+    assert events(heard)[0] == ("started", 0) and events(heard)[-1] == ("finished", 2)
+    assert Run(run).fields["log_to"] == ["mlflow"]
+    train(home, recipe=Steady)  # which is the same run
+
+
+def test_a_service_that_is_not_there_is_told_before_the_data_is_read(home, monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    shutil.rmtree(home / "images")
+    with pytest.raises(SystemExit):
+        train(home, "--log-to", "wandb")
+    assert "wandb is not installed" in capsys.readouterr().err and not (home / "run").exists()
+
+
+def test_help_tells_of_every_field(capsys):
+    with pytest.raises(SystemExit):
+        main(TinyRecipe, ["train", "--help"])
+    told = " ".join(capsys.readouterr().out.replace("│", " ").split())
+    for text in (
+        "--epochs {None}|FLOAT Passes over the training data, in place of steps",
+        "--weight-decay FLOAT How fast kernels decay",
+        "--clip {None}|FLOAT The longest gradient",
+        "--ema {None}|FLOAT Decay of a moving average",
+        "--patience {None}|INT Evaluations without a better mean IoU",
+        "--log-to [{wandb,mlflow} [{wandb,mlflow} ...]] Services that are told",
+    ):
+        assert text in told
+    assert "--splits" not in told
