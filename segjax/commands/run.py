@@ -35,10 +35,8 @@ from segjax.errors import SegjaxError
 
 HeldOut = Literal["val", "test"]
 # What may differ when a run is taken up again; all else would make it another run.
-_MAY_CHANGE = frozenset(
-    ["steps", "epochs", "patience", "evaluate_every", "log_every", "log_to"]
-    + ["data", "workers", "cache"]
-)
+_LENGTH = {"steps", "epochs", "patience"}
+_MAY_CHANGE = _LENGTH | {"evaluate_every", "log_every", "log_to", "data", "workers", "cache"}
 # What a run writes to its folder but for predictions, of which other files may be kept.
 _OF_A_RUN = (
     "environment.json",
