@@ -23,6 +23,7 @@ from segjax.commands.run import Run
 from segjax.commands.step import Parts, in_steps
 from segjax.commands.train import _since_best
 from segjax.errors import SegjaxError
+from segjax.evaluation import report
 from segjax.evaluation.report import read_metrics
 from segjax.recipe import main
 from segjax.training import observers, optimizers, sharding
@@ -30,8 +31,9 @@ from segjax.training.observers import Observer
 
 
 @pytest.fixture(autouse=True)
-def one_device(monkeypatch):
-    """So that a batch of two divides."""
+def small(monkeypatch):
+    """One device, so that a batch of two divides; and no curves, a third of the time."""
+    monkeypatch.setattr(report, "plot_curves", lambda *_, **__: None, raising=False)
     make_mesh = sharding.make_mesh
     monkeypatch.setattr(sharding, "make_mesh", lambda *_: make_mesh(jax.devices()[:1]))
 
@@ -441,8 +443,8 @@ def test_observers_hear_what_the_run_tells(home):
     assert folder == run and fields == Run(run).fields and fields["learning_rate"] == 0.1
     losses = [values["loss"] for event, _, values in heard if event in ("logged", "evaluated")]
     assert losses == lines_of(run)  # the mean of both steps, as in metrics.jsonl
-    report = heard[-1][2]
-    assert report["mean_iou"] == scores_of(run)["mean_iou"]
+    reported = heard[-1][2]
+    assert reported["mean_iou"] == scores_of(run)["mean_iou"]
 
     heard.clear()
     train(home, "--log-every", 2, recipe=watched(Recorder(heard)), run="a run")
