@@ -37,6 +37,7 @@ HeldOut = Literal["val", "test"]
 # What may differ when a run is taken up again; all else would make it another run.
 _LENGTH = {"steps", "epochs", "patience"}
 _MAY_CHANGE = _LENGTH | {"evaluate_every", "log_every", "log_to", "data", "workers", "cache"}
+_NO_FIELDS: Mapping[str, Any] = MappingProxyType({})
 # What a run writes to its folder but for predictions, of which other files may be kept.
 _OF_A_RUN = (
     "environment.json",
@@ -170,7 +171,7 @@ class Run:
                 "colours in its palette. Restore the file."
             )
 
-    def _compare(self, wanted: Mapping[str, Any], defaults: Mapping[str, Any]) -> None:
+    def _compare(self, wanted: Mapping[str, Any], defaults: Mapping[str, Any] = _NO_FIELDS) -> None:
         """Raise SegjaxError unless `wanted` is the recipe that is written here.
 
         Fields that are not written here, for they came to the recipe later, are at their default.
@@ -201,7 +202,7 @@ def start_run(
     name: str,
     fields: Mapping[str, Any],
     parts: Mapping[str, Any],
-    defaults: Mapping[str, Any] = MappingProxyType({}),
+    defaults: Mapping[str, Any] = _NO_FIELDS,
     restart: bool = False,
 ) -> None:
     """Make a run folder, or make sure that the one there is of the same recipe; note the start.
