@@ -1,9 +1,40 @@
 """Every loss once more, pixel by pixel in loops, from its formula: what the fast ones must equal.
 
-Each takes (logits (…, N), labels (…), ignored) and the loss's own options; all in float64.
+Each takes (logits (…, N), labels (…), ignored) and the loss's own options; all in float64. Before
+them stand the batches on which they are compared.
 """
 
 import numpy as np
+
+SHAPE = (8, 3, 4)
+LOGITS = np.random.default_rng(0).normal(size=(*SHAPE, 5)).astype(np.float32)
+LABELS = np.random.default_rng(1).choice([0, 1, 2, 3, 4, 255], SHAPE).astype(np.uint8)
+
+
+def batch_of(channels):
+    """Logits and labels, of which about a sixth are ignored, and the first picture wholly."""
+    labels = np.where(LABELS < 255, LABELS % max(channels, 2), np.uint8(255))
+    labels[0] = 255
+    return LOGITS[..., :channels], labels
+
+
+def masks(channels):
+    """Labels of the same shape, of every kind that has ever broken a loss."""
+    _, labels = batch_of(channels)
+    last = max(channels, 2) - 1
+    one_of_its_class, one_valid = np.zeros(SHAPE, np.uint8), np.full(SHAPE, 255, np.uint8)
+    one_of_its_class[3, 1, 2] = one_valid[3, 1, 2] = last
+    return {
+        "random": labels,
+        "nothing ignored": labels % max(channels, 2),
+        "a class is absent": np.where(labels == 1, np.uint8(255), labels),
+        "another takes its place": np.where(labels == 1, np.uint8(0), labels),
+        "one class": np.full(SHAPE, last, np.uint8),
+        "one other class": np.zeros(SHAPE, np.uint8),
+        "one pixel of its class": one_of_its_class,
+        "one pixel is valid": one_valid,
+        "all is ignored": np.full(SHAPE, 255, np.uint8),
+    }
 
 
 def pixels_of(logits, labels, ignored):

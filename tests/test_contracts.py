@@ -22,6 +22,7 @@ import tensorflow_datasets as tfds
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
+from slow_losses import SHAPE, batch_of, masks
 
 import segjax
 import segjax.data
@@ -74,41 +75,12 @@ LOSSES = [
 each_loss = each("loss", LOSSES)
 # Five classes, and the one channel of a sigmoid, whose labels are 0 and 1.
 each_width = pytest.mark.parametrize("channels", [5, 1])
-SHAPE = (8, 3, 4)
-LOGITS = np.random.default_rng(0).normal(size=(*SHAPE, 5)).astype(np.float32)
-LABELS = np.random.default_rng(1).choice([0, 1, 2, 3, 4, 255], SHAPE).astype(np.uint8)
-
-
-def batch_of(channels):
-    """Logits and labels, of which about a sixth are ignored, and the first picture wholly."""
-    labels = np.where(LABELS < 255, LABELS % max(channels, 2), np.uint8(255))
-    labels[0] = 255
-    return LOGITS[..., :channels], labels
 
 
 @functools.cache
 def value_and_grad(loss):
     """(logits, labels, ignore_label=255) -> value and gradient; compiled once for all masks."""
     return jax.jit(jax.value_and_grad(lambda x, y, ignored=255: loss(x, y, ignore_label=ignored)))
-
-
-def masks(channels):
-    """Labels of the same shape, of every kind that has ever broken a loss."""
-    _, labels = batch_of(channels)
-    last = max(channels, 2) - 1
-    one_of_its_class, one_valid = np.zeros(SHAPE, np.uint8), np.full(SHAPE, 255, np.uint8)
-    one_of_its_class[3, 1, 2] = one_valid[3, 1, 2] = last
-    return {
-        "random": labels,
-        "nothing ignored": labels % max(channels, 2),
-        "a class is absent": np.where(labels == 1, np.uint8(255), labels),
-        "another takes its place": np.where(labels == 1, np.uint8(0), labels),
-        "one class": np.full(SHAPE, last, np.uint8),
-        "one other class": np.zeros(SHAPE, np.uint8),
-        "one pixel of its class": one_of_its_class,
-        "one pixel is valid": one_valid,
-        "all is ignored": np.full(SHAPE, 255, np.uint8),
-    }
 
 
 @each_loss
@@ -241,7 +213,7 @@ def test_a_loss_of_a_label_that_is_no_class_is_nan(loss, channels, wrong):
 def test_a_loss_refuses_labels_of_another_shape(loss):
     for shape in ((*SHAPE, 1), SHAPE[:-1], SHAPE[1:]):
         with pytest.raises(SegjaxError, match=r"expected labels \(B, H, W\)"):
-            loss(LOGITS, np.zeros(shape, np.uint8))
+            loss(batch_of(5)[0], np.zeros(shape, np.uint8))
 
 
 # Scores: (N, N) confusion -> (N,), a number, or a dict of them

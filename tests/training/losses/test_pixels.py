@@ -1,4 +1,7 @@
-"""The losses against hand, PyTorch and finite differences; what is ignored never matters."""
+"""The losses of pixels by hand, by PyTorch and other packages' code; their weights.
+
+What every loss promises is in tests/test_contracts.py.
+"""
 
 from functools import partial
 
@@ -10,7 +13,14 @@ from jax.test_util import check_grads
 
 from segjax.errors import SegjaxError
 from segjax.training import sharding
-from segjax.training.losses import class_weights, cross_entropy
+from segjax.training.losses import (
+    binary_cross_entropy,
+    binary_focal,
+    class_weights,
+    cross_entropy,
+    focal,
+    ohem_cross_entropy,
+)
 
 value_and_grad = jax.value_and_grad(cross_entropy)
 
@@ -180,6 +190,168 @@ def test_the_mean_is_that_of_the_batch_on_all_devices():
     on_devices = sharding.put((logits, labels), sharding.make_mesh(jax.devices()[:4]))
     got = jax.jit(cross_entropy)(*on_devices)
     np.testing.assert_allclose(got, cross_entropy(logits, labels), rtol=1e-6)
+
+
+def of_torch(loss, logits, labels):
+    """Value and gradient of a loss of PyTorch on channels first."""
+    torch = pytest.importorskip("torch")
+    scores = torch.tensor(np.moveaxis(logits, -1, 1), requires_grad=True)
+    value = loss(scores, torch.tensor(labels))
+    value.backward()
+    return value.item(), np.moveaxis(scores.grad.numpy(), 1, -1)
+
+
+def assert_same(ours, theirs):
+    for got, want in zip(ours, theirs, strict=True):
+        np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-7)
+
+
+def binary_batch():
+    """Logits (B, 3, 5, 1), labels 0, 1 and ignored, weights of pixels."""
+    logits, labels, weights = random_batch()
+    return logits[..., :1], np.where(labels == 255, labels, labels % 2), weights["pixel_weights"]
+
+
+@pytest.mark.parametrize("reduction", ["mean", "sum"])
+def test_cross_entropy_of_one_channel_is_that_of_its_sigmoid(reduction):
+    torch = pytest.importorskip("torch")
+    logits, labels, _ = binary_batch()
+    loss = torch.nn.BCEWithLogitsLoss(reduction=reduction)
+    valid = labels != 255
+    theirs = of_torch(lambda x, y: loss(x[:, 0][y != 255], y[y != 255].float()), logits, labels)
+    assert_same(value_and_grad(logits, labels, reduction=reduction), theirs)
+    if reduction == "mean":
+        assert_same(jax.value_and_grad(binary_cross_entropy)(logits, labels), theirs)
+    two = np.concatenate([0 * logits, logits], -1)  # of a softmax over two classes
+    weights = {"class_weights": (0.5, 3.0), "reduction": reduction}
+    np.testing.assert_allclose(
+        cross_entropy(logits, labels, **weights), cross_entropy(two, labels, **weights), rtol=1e-6
+    )
+    assert valid.any() and not valid.all()
+
+
+def test_binary_cross_entropy_of_masks_that_overlap_is_pytorchs():
+    """A mask for each channel, each with its own ignored entries."""
+    torch = pytest.importorskip("torch")
+    logits, _, _ = random_batch()
+    masks = np.random.default_rng(1).choice([0, 1, 255], logits.shape).astype(np.uint8)
+
+    def theirs(x, y):
+        x = x.permute(0, 2, 3, 1)
+        loss = torch.nn.functional.binary_cross_entropy_with_logits
+        return loss(x[y != 255], y[y != 255].float())
+
+    assert_same(
+        jax.value_and_grad(binary_cross_entropy)(logits, masks), of_torch(theirs, logits, masks)
+    )
+    masks[0, 1, 2, 3] = 2
+    assert np.isnan(binary_cross_entropy(logits, masks))
+
+
+def test_binary_cross_entropy_of_classes_is_of_each_against_the_rest():
+    logits, labels, _ = random_batch()
+    masks = (labels[..., None] == np.arange(4)).astype(np.uint8)
+    masks[labels == 255] = 255
+    for loss in (binary_cross_entropy, binary_focal):
+        np.testing.assert_allclose(loss(logits, labels), loss(logits, masks), rtol=1e-6)
+
+
+@pytest.mark.parametrize("gamma", [0.5, 2.0])
+@pytest.mark.parametrize("alpha", [None, (0.1, 0.2, 0.3, 0.4)])
+def test_focal_is_monais_times_the_classes(monai, gamma, alpha):
+    """Which divides by the entries of all classes."""
+    logits, labels, _ = random_batch()
+    loss = monai.FocalLoss(
+        use_softmax=True, to_onehot_y=True, gamma=gamma, alpha=alpha, ignore_index=255,
+        reduction="sum",
+    )  # fmt: skip
+    # Its sum is over pictures and classes of the means over the valid pixels of each.
+    logits, labels = logits[:1], labels[:1]
+    ours = jax.value_and_grad(partial(focal, gamma=gamma, class_weights=alpha))
+    theirs = of_torch(lambda x, y: loss(x, y[:, None].long()), logits, labels)
+    assert_same(ours(logits, labels), theirs)
+
+
+@pytest.mark.parametrize("alpha", [None, 0.25])
+def test_focal_of_one_channel_is_monais_and_segmentation_models_pytorchs(monai, smp, alpha):
+    logits, labels, _ = binary_batch()
+    weights = None if alpha is None else (1 - alpha, alpha)
+    ours = jax.value_and_grad(partial(binary_focal, alpha=alpha))(logits, labels)
+    assert_same(jax.value_and_grad(partial(focal, class_weights=weights))(logits, labels), ours)
+    of_smp = smp.FocalLoss("binary", alpha=alpha, ignore_index=255)
+    assert_same(ours, of_torch(of_smp, logits, labels))
+    of_monai = monai.FocalLoss(alpha=alpha, ignore_index=255)
+    assert_same(ours, of_torch(lambda x, y: of_monai(x, y[:, None]), logits, labels))
+
+
+def test_binary_focal_of_classes_is_that_of_segmentation_models_pytorch(smp):
+    logits, labels, _ = random_batch()
+    ours = jax.value_and_grad(binary_focal)(logits, labels)
+    assert_same(ours, of_torch(smp.FocalLoss("multiclass", ignore_index=255), logits, labels))
+
+
+@pytest.mark.parametrize("loss", [focal, binary_focal])
+@pytest.mark.parametrize("gamma", [0.0, 0.5, 2.0])
+def test_focal_of_extreme_logits_is_finite(loss, gamma):
+    """Where p is 1 in float32, (1 - p)^0.5 has an infinite gradient."""
+    for channels in (1, 3):
+        logits = np.array([-1e4, 1e4, 40], np.float32)[:, None].repeat(3, 0).reshape(1, 3, 3, 1)
+        logits = logits * np.array([1.0, -1, 0], np.float32)[:channels]
+        labels = np.array([[[0, 1, 0], [1, 0, 1], [0, 1, 0]]])
+        value, gradient = jax.value_and_grad(partial(loss, gamma=gamma))(logits, labels)
+        assert np.isfinite(value) and np.isfinite(gradient).all()
+    np.testing.assert_allclose(focal(logits, labels, gamma=0.0), cross_entropy(logits, labels))
+
+
+# Four pixels of class 1 whose probabilities of it are 1/5, 1/2, 3/4, 3/4, and an ignored one.
+HARD_LOGITS = np.log(np.array([[[[1 / 4], [1], [3], [3], [1 / 99]]]], np.float32))
+HARD_LABELS = np.array([[[1, 1, 1, 1, 255]]], np.uint8)
+
+
+@pytest.mark.parametrize(
+    "options, kept",
+    [
+        ({}, [1 / 5, 1 / 2]),
+        ({"threshold": 0.3}, [1 / 5]),
+        ({"threshold": 0.0}, [1 / 5]),  # the hardest pixel always
+        ({"threshold": 0.3, "min_share": 0.5}, [1 / 5, 1 / 2]),
+        ({"threshold": 0.3, "min_share": 0.51}, [1 / 5, 1 / 2, 3 / 4, 3 / 4]),  # as hard as the third
+        ({"threshold": 1.0}, [1 / 5, 1 / 2, 3 / 4, 3 / 4]),
+    ],
+)  # fmt: skip
+def test_ohem_by_hand(options, kept):
+    got = ohem_cross_entropy(HARD_LOGITS, HARD_LABELS, **options)
+    np.testing.assert_allclose(got, -np.log(kept).mean(), rtol=1e-6)
+    got = ohem_cross_entropy(
+        HARD_LOGITS, HARD_LABELS, **options, pixel_weights=2 * np.ones((1, 1, 5)),
+        class_weights=(7, 3),
+    )  # fmt: skip
+    np.testing.assert_allclose(got, -6 * np.log(kept).mean(), rtol=1e-6)
+
+
+@pytest.mark.parametrize("loss", [binary_cross_entropy, binary_focal, focal, ohem_cross_entropy])
+def test_weights_of_pixels_are_factors_that_the_divisor_does_not_see(loss):
+    """A map of 0 and 2 is twice the loss of the pixels that have 2, for their share."""
+    logits, labels, _ = random_batch()
+    ours = partial(loss, threshold=1.0) if loss is ohem_cross_entropy else loss
+    chosen = np.random.default_rng(2).random(labels.shape) < 0.5
+    weights = np.where(labels == 255, np.inf, 2.0 * chosen).astype(np.float32)
+    got, gradient = jax.value_and_grad(ours)(logits, labels, pixel_weights=weights)
+    alone = np.where(chosen, labels, np.uint8(255))
+    share = (alone != 255).sum() / (labels != 255).sum()
+    np.testing.assert_allclose(got, 2 * share * ours(logits, alone), rtol=1e-5)
+    assert np.isfinite(gradient).all()
+
+
+def test_weights_of_another_shape_are_refused():
+    logits, labels, weights = random_batch()
+    with pytest.raises(SegjaxError, match=r"class_weights has shape \(1,\), expected \(4,\)"):
+        cross_entropy(logits, labels, class_weights=[1.0])
+    with pytest.raises(SegjaxError, match=r"expected \(2,\).*network of one channel has two"):
+        focal(logits[..., :1], labels, class_weights=weights["class_weights"])
+    for loss in (cross_entropy, binary_cross_entropy):
+        with pytest.raises(SegjaxError, match=r"\(3, 5\), expected \(2, 3, 5\)"):
+            loss(logits, labels, pixel_weights=weights["pixel_weights"][0])
 
 
 @pytest.mark.parametrize(
