@@ -315,7 +315,8 @@ HARD_LABELS = np.array([[[1, 1, 1, 1, 255]]], np.uint8)
         ({"threshold": 0.3}, [1 / 5]),
         ({"threshold": 0.0}, [1 / 5]),  # the hardest pixel always
         ({"threshold": 0.3, "min_share": 0.5}, [1 / 5, 1 / 2]),
-        ({"threshold": 0.3, "min_share": 0.51}, [1 / 5, 1 / 2, 3 / 4, 3 / 4]),  # as hard as the third
+        # The third pixel, and the fourth is as hard.
+        ({"threshold": 0.3, "min_share": 0.51}, [1 / 5, 1 / 2, 3 / 4, 3 / 4]),
         ({"threshold": 1.0}, [1 / 5, 1 / 2, 3 / 4, 3 / 4]),
     ],
 )  # fmt: skip

@@ -23,7 +23,7 @@ HAND_SIGMOID = np.log(np.array([[[[3], [1], [7 / 5]]]], np.float32))
     "loss, logits, expected",
     [
         # Class 0: p 1/4, 1/2. Class 1: p 3/4, 1/2. Each has one pixel.
-        (losses.dice, HAND_LOGITS, (1 - 2 * (1 / 2) / (3 / 4 + 1) + 1 - 2 * (3 / 4) / (5 / 4 + 1)) / 2),
+        (losses.dice, HAND_LOGITS, 1 - (1 / 2) / (3 / 4 + 1) - (3 / 4) / (5 / 4 + 1)),
         (losses.dice, HAND_SIGMOID, 1 - 2 * (3 / 4) / (5 / 4 + 1)),
         (partial(losses.dice, smooth=1.0), HAND_SIGMOID, 1 - (2 * (3 / 4) + 1) / (5 / 4 + 2)),
         (losses.tversky, HAND_SIGMOID, 1 - (3 / 4) / (3 / 4 + 0.3 / 2 + 0.7 / 4)),
