@@ -136,10 +136,9 @@ def test_a_loss_computes_narrow_logits_in_float32(loss, channels):
     np.testing.assert_array_equal(gradient, wide_gradient.astype(jnp.bfloat16))
 
 
-@each_width
 @each_loss
-def test_a_loss_is_compiled_what_it_is_eagerly(loss, channels):
-    batch = batch_of(channels)
+def test_a_loss_is_compiled_what_it_is_eagerly(loss):
+    batch = batch_of(5)
     np.testing.assert_allclose(value_and_grad(loss)(*batch)[0], loss(*batch), rtol=1e-5)
 
 
