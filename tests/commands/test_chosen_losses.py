@@ -12,6 +12,7 @@ from tiny import Tiny, TinyRecipe, make_data
 
 import segjax
 from segjax.data.augment import Example
+from segjax.data.weight_map import Weighted
 from segjax.errors import SegjaxError
 from segjax.evaluation.report import read_metrics
 from segjax.models import Output
@@ -53,6 +54,24 @@ def test_the_command_line_names_what_there_is(capsys):
     assert stopped.value.code == 2
     told = capsys.readouterr().err
     assert "dise" in told and "lovasz" in told
+
+
+@dataclass(frozen=True, kw_only=True)
+class WeightedTiny(TinyRecipe):
+    """The same, with U-Net's weight map."""
+
+    batch_size: int = 8
+
+    def source(self, split):
+        return Weighted(super().source(split))
+
+
+def test_a_training_with_weights_that_no_loss_takes_ends_in_words(tmp_path, capsys):
+    data = ("--data", str(make_data(tmp_path)), "--run", str(tmp_path / "run"))
+    with pytest.raises(SystemExit) as stopped:
+        main(WeightedTiny, ["train", *data, "--losses", "dice"])
+    assert stopped.value.code == 2
+    assert "weights of pixels, of which dice takes none" in capsys.readouterr().err
 
 
 @dataclass(frozen=True, kw_only=True)
