@@ -87,7 +87,7 @@ def tversky(
     Raises:
         SegjaxError: logits and labels of shapes that do not fit.
 
-    Source: Salehi, Erdogmus, Gholipour 2017, section 2.
+    Source: Salehi, Erdogmus, Gholipour 2017.
     """
     counts = _counts(logits, labels, ignore_label, per_picture=per_picture)
     counted = (counts.size > 0) | ((smooth > 0) & counts.any_valid[..., None])
@@ -152,7 +152,7 @@ def lovasz(logits: jax.Array, labels: jax.Array, *, ignore_label: int = 255) -> 
 
     Returns:
         A float32 scalar, as of the authors' code with `per_image=False` and of
-        segmentation_models.pytorch, which is a copy of it. A step g_i is computed in one division
+        segmentation_models.pytorch, which is a copy of it. A step g_i is computed from the counts
         and not as the difference of two IoU, which for a million pixels has hardly a digit left.
 
     Raises:
