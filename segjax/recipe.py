@@ -38,6 +38,18 @@ from segjax.errors import SegjaxError
 from segjax.training import Observer, losses, optimizers, sharding
 
 Split = Literal["train", "val", "test"]
+Loss = Literal[
+    "cross_entropy",
+    "binary_cross_entropy",
+    "focal",
+    "binary_focal",
+    "ohem_cross_entropy",
+    "dice",
+    "generalised_dice",
+    "tversky",
+    "lovasz",
+    "bce_dice",
+]
 _LENGTHS = {"steps": 0, "epochs": None}  # of a training, and what each is without the other
 _COUNTS = ("batch_size", "workers", "evaluate_every", "log_every")
 
@@ -62,6 +74,8 @@ class Recipe(abc.ABC):
     """Passes over the training data, in place of steps."""
     learning_rate: float = 1e-3
     """At its highest, after the warm-up."""
+    losses: tuple[Loss, ...] = ("cross_entropy",)
+    """What is minimised, the sum of these; right for networks of one channel, too."""
     weight_decay: float = 1e-3
     """How fast kernels decay, as a factor of the learning rate."""
     clip: float | None = None
@@ -111,6 +125,11 @@ class Recipe(abc.ABC):
             value = getattr(self, name)
             if value is not None and not fits(value):
                 raise SegjaxError(f"{name} is {value}; expected {expected}.")
+        if not self.losses or not set(self.losses) <= set(get_args(Loss)):
+            raise SegjaxError(
+                f"losses is {self.losses!r}; expected a tuple of at least one of "
+                f"{', '.join(get_args(Loss))}."
+            )
 
     def _choose_length(self) -> None:
         """Keep steps or epochs: what is given outright or, where neither is, the class's own."""
@@ -166,11 +185,28 @@ class Recipe(abc.ABC):
         return None
 
     def loss(self, output: Any, example: Example) -> jax.Array:
-        """The network's output and the batch (label (B, H, W)) -> scalar; by default cross-entropy.
+        """The network's output and the batch (label (B, H, W)) -> scalar; by default of `losses`.
 
-        Weighted where the source gives weights, divided by the valid pixels in any case.
+        Weighted where the source gives weights, in those that take any.
         """
-        return losses.cross_entropy(output.logits, example.label, pixel_weights=example.weight)
+        chosen = [getattr(losses, name) for name in self.losses]
+        weights = [{"pixel_weights": example.weight} if _weighs(f) else {} for f in chosen]
+        if example.weight is not None and not any(weights):
+            able = ", ".join(name for name in get_args(Loss) if _weighs(getattr(losses, name)))
+            raise SegjaxError(
+                f"The data have weights of pixels, of which {', '.join(self.losses)} takes none: "
+                f"add one of {able} to losses, or train without weights."
+            )
+        parts = [
+            loss(output.logits, example.label, **weight)
+            for loss, weight in zip(chosen, weights, strict=True)
+        ]
+        return sum(parts[1:], parts[0])
+
+
+def _weighs(loss: Callable[..., jax.Array]) -> bool:
+    """Whether a loss takes weights of pixels."""
+    return "pixel_weights" in inspect.signature(loss).parameters
 
 
 def _without_data(recipe: type[Recipe]) -> type[Recipe]:
