@@ -13,7 +13,7 @@ import rich
 import tyro
 from jax.sharding import Mesh
 
-from segjax.commands.run import Run, write_whole
+from segjax.commands.run import HeldOut, Run, write_whole
 from segjax.commands.trained import Which, held_out, load_step
 from segjax.data import pipeline
 from segjax.data.audit import evenly
@@ -33,6 +33,7 @@ SHEET_ROWS = 6  # pictures on a preview sheet
 def evaluate(
     run: Path,
     *,
+    split: HeldOut = "val",
     data: Path | None = None,
     batch_size: int | None = None,
     checkpoint: Which = "best",
@@ -44,12 +45,14 @@ def evaluate(
 
     Args:
         run: The run folder.
+        split: Which held-out data: val, by which the best checkpoint was chosen, or test, where the
+            recipe has one.
         data: Where the data lies now, if it has moved.
         batch_size: Pictures (with --tile, tiles) at a time; the scores do not depend on it.
         checkpoint: Which checkpoint.
         tile: Compute by tiles of at most so many pixels a side, for pictures that are too large.
         gaussian: Where windows are averaged (SETR), let their weights fall towards the border.
-        out: Where to write; by default `report` in the run folder.
+        out: Where to write; by default `report` in the run folder, of test `report/test`.
 
     Returns:
         The overall scores by name.
@@ -58,7 +61,7 @@ def evaluate(
         SegjaxError: there is no such run, or its data cannot be read.
     """
     stored = Run(run)
-    source = held_out(stored, data)
+    source = held_out(stored, data, split)
     if (given := tuple(source.classes)) != (named := stored.rebuild("classes")):
         raise SegjaxError(
             f"{run / 'recipe.json'}: its source has the classes {', '.join(given)}, the run "
@@ -98,8 +101,9 @@ def evaluate(
     if jax.process_index() == 0:
         # Alone, without the other processes of a cluster.
         alone = on_mesh if tile else partial(predict, jax.device_put(trained.variables))
-        where = out or run / "report"
-        _write_report(stored, where, source, partial(predict_label, alone), step, confusion)
+        where = out or run / ("report" if split == "val" else f"report/{split}")
+        label_of = partial(predict_label, alone)
+        _write_report(stored, where, split, source, label_of, step, confusion)
     return metrics.summary(confusion)
 
 
@@ -141,6 +145,7 @@ def confusion_by_tiles(
 def _write_report(
     run: Run,
     where: Path,
+    split: HeldOut,
     source: pipeline.Source,
     label_of: Labels,
     step: int,
@@ -157,7 +162,8 @@ def _write_report(
     for table in report.score_tables(classes, per_class, overall, others, width=console.width):
         console.print(table)
     write_whole(where / "scores.md", report.scores_markdown(classes, per_class, overall, others))
-    scores = {"step": step, **_finite(overall), "classes": classes, "confusion": confusion.tolist()}
+    scores: dict[str, Any] = {"step": step, "split": split, **_finite(overall)}
+    scores |= {"classes": classes, "confusion": confusion.tolist()}
     if others:
         scores["others"] = {name: _finite(values) for name, values in others.items()}
     write_whole(where / "scores.json", json.dumps(scores, ensure_ascii=False))
@@ -179,7 +185,7 @@ def _write_report(
     visualise.preview_sheet(rows, classes, palette).save(where / "preview.png", optimize=True)
     pictures = "1 picture" if len(source) == 1 else f"{len(source)} pictures"
     print(
-        f"Checkpoint of step {step}, {pictures}. Look at {where / 'preview.png'}, "
+        f"Checkpoint of step {step}, {pictures} of {split}. Look at {where / 'preview.png'}, "
         "and beside it curves.png, overlays/, scores.md and scores.json."
     )
 

@@ -104,7 +104,7 @@ def test_every_recipe_trains_evaluates_and_predicts(script, request, tmp_path, c
     assert ("others" in scores) == (name == "unet_nuclei")  # which names a baseline
     if "others" in scores:
         assert scores["others"]["Otsu"].keys() == scores.keys() - {
-            "step", "classes", "confusion", "others"
+            "step", "split", "classes", "confusion", "others"
         }  # fmt: skip
         assert "| score | network | Otsu |" in (home / "report/scores.md").read_text()
 
@@ -350,7 +350,8 @@ def test_two_processes_train_as_one(tmp_path):
 
     def start(home, **environment):
         command = [sys.executable, EXPERIMENTS / "unet_shapes.py", "train", "--run", home]
-        command += small("unet_shapes") + ["--distributed"] * bool(len(environment) > 1)
+        command += small("unet_shapes", "--ema", 0.9, "--patience", 9)
+        command += ["--distributed"] * bool(len(environment) > 1)
         return subprocess.Popen(
             list(map(str, command)),
             cwd=tmp_path, env=os.environ | environment, text=True,
