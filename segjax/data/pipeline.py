@@ -230,7 +230,7 @@ def evaluation_batches(
         canvases: heights and widths.
 
     The other arguments, what is raised and what is warned of are those of `train_batches`; yields
-    `image` and `label`.
+    `image`, `label` and int32 (…,) `record`, the picture's number, -1 of one that only fills up.
     """
     if not len(source):
         raise SegjaxError("The evaluation data is empty: nothing to evaluate on.")
@@ -242,8 +242,10 @@ def evaluation_batches(
     def batch(positions: range) -> dict[str, np.ndarray]:
         (canvas, *_), *_ = chosen = [rows[position] for position in positions]
         padded = _padded(source, [record for _, record, _ in chosen], canvas)
-        padded["label"][[filling for *_, filling in chosen]] = IGNORE
-        return padded
+        filling = np.array([filling for *_, filling in chosen])
+        padded["label"][filling] = IGNORE
+        numbers = np.array([record for _, record, _ in chosen], np.int32)
+        return {**padded, "record": np.where(filling, np.int32(-1), numbers)}
 
     numbers = grain.MapDataset.range(len(rows) // batch_size)
     return _read(numbers, batch, batch_size, process, processes, threads)

@@ -255,3 +255,14 @@ def test_a_network_of_other_classes_is_refused():
     batch = {"image": np.zeros((1, 2, 2, 3), np.uint8), "label": np.zeros((1, 2, 2), np.uint8)}
     with pytest.raises(SegjaxError, match="logits of 4 classes, expected 3"):
         metrics.evaluate(lambda images: jnp.zeros((1, 2, 2, 4)), [batch], num_classes=3)
+
+
+def test_a_network_of_one_channel_is_scored_on_two_classes():
+    """As a sigmoid: it was once right whatever it gave."""
+    labels = np.array([[[0, 1, 1, 255, 0]]], np.uint8)
+    logits = jnp.array([[[[-1.0], [1.0], [-1.0], [1.0], [1.0]]]])
+    batches = [{"image": logits, "label": labels}]
+    confusion = metrics.evaluate(lambda x: x, batches, num_classes=2)
+    np.testing.assert_array_equal(confusion, [[1, 1], [1, 1]])
+    with pytest.raises(SegjaxError, match="logits of one channel, a sigmoid for 2 classes"):
+        metrics.evaluate(lambda x: x, batches, num_classes=1)
