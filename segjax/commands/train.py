@@ -24,7 +24,7 @@ from segjax.commands.trained import check_folder, load_step
 from segjax.data import audit, cache, pipeline
 from segjax.data.wrapper import bare, without
 from segjax.errors import SegjaxError
-from segjax.evaluation import metrics
+from segjax.evaluation import evaluator
 from segjax.inference.predict import make_predict
 from segjax.training import losses, sharding
 from segjax.training.checkpoint import Checkpoints
@@ -120,15 +120,16 @@ def train(recipe: "Recipe", folder: Path, *, name: str, restart: bool = False) -
                     canvases=canvases["val"],
                     workers=recipe.workers,
                 )
-                confusion, loss = metrics.evaluate_with_loss(
+                share = evaluator.evaluate(
                     partial(predict, state.variables),
                     batches,
-                    summed_loss,
                     num_classes=len(held_out.classes),
+                    summed_loss=summed_loss,
                 )
-                scores = metrics.summary(confusion)
+                found = evaluator.joined(sharding.from_all_processes(share))
+                scores = found.scores()
                 checkpoints.save(number, state, scores)
-                log.scores(number, scores | {"loss": loss})
+                log.scores(number, scores | {"loss": found.loss})
 
         with log, _telling_what_is_kept(checkpoints):
             if start >= recipe.steps:

@@ -3,8 +3,8 @@
 Both are scores of some pixels only, those near a contour. What is counted of a picture is, for each
 class, pixels hit, true and predicted, as of `metrics.class_counts`: add pictures up, then score.
 
-Void (`ignore_label`) is taken out of truth and prediction alike. Its pixels count nowhere, and where
-it meets a class there is a contour: in PASCAL VOC void is the strip that contours lie in.
+Void (`ignore_label`) is taken out of truth and prediction alike. Its pixels count nowhere, and
+where it meets a class there is a contour: in PASCAL VOC void is the strip that contours lie in.
 """
 
 from collections.abc import Sequence
@@ -89,8 +89,8 @@ def trimap_counts(
         SegjaxError: the shapes differ.
 
     Reference: Kohli, Ladický, Torr, Robust Higher Order Potentials, 2009; Krähenbühl, Koltun,
-    Efficient Inference in Fully Connected CRFs, 2011; with void as the contour Chen et al., DeepLab,
-    2017.
+    Efficient Inference in Fully Connected CRFs, 2011; with void as the contour Chen et al.,
+    DeepLab, 2017.
     """
     truth, predicted = _without_void(truth, predicted, ignore_label)
     distance = contour_distance(truth)
@@ -135,7 +135,8 @@ def _without_void(
     """Both as int64, with -1 where the truth is void."""
     if truth.ndim != 2 or truth.shape != predicted.shape:
         raise SegjaxError(
-            f"The truth is {truth.shape}, the prediction {predicted.shape}; expected (H, W) of both."
+            f"The truth is {truth.shape}, the prediction {predicted.shape}; expected (H, W) of "
+            "both."
         )
     void = truth == ignore_label
     one, other = (np.where(void, -1, label.astype(np.int64)) for label in (truth, predicted))

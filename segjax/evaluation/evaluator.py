@@ -2,9 +2,9 @@
 
 On the device, from the logits: pixels of each pair of classes, of each bin of confidence, and a
 loss, picture by picture. On the host, where it is asked for, what needs a whole label map: contours
-and objects. What is kept of a picture are whole numbers that add up, so every score of the data set,
-of one picture and of a bootstrap's pictures is the same function of another sum; and the scores are
-the same for any size and order of batches, and any number of devices.
+and objects. What is kept of a picture adds up, so the scores of the data set and those of the
+pictures that a bootstrap draws are one function, of other sums; and they are the same for any size
+and order of batches, and any number of devices.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -77,10 +77,34 @@ class Evaluation:
             for row in zip(*found.values(), strict=True)
         ]
 
-    @property
-    def calibration(self) -> np.ndarray | None:
-        """(3, K) pixels, those right and their summed confidence, of all pictures."""
-        return self.rows["calibration"].sum(0) if "calibration" in self.rows else None
+    def reliability(self) -> dict[str, Any]:
+        """Calibration by K bins of confidence, for the plot.
+
+        "edges" (K + 1); "count", "confidence", "accuracy" (K); and "ece" and "mce".
+        """
+        counts = self.rows["calibration"].sum(0)
+        confidence, accuracy = calibration.reliability(counts)
+        return {
+            "edges": np.linspace(0, 1, counts.shape[-1] + 1),
+            "count": counts[0].astype(np.int64),
+            "confidence": confidence,
+            "accuracy": accuracy,
+            "ece": float(calibration.ece(counts)),
+            "mce": float(calibration.mce(counts)),
+        }
+
+    def objects(self) -> dict[str, Any] | None:
+        """What was found of the objects at each "threshold" of IoU, where they are numbered."""
+        if "objects" not in self.rows:
+            return None
+        counts = self.rows["objects"].sum(0)
+        return {
+            "threshold": [percent / 100 for percent in objects.THRESHOLDS],
+            "found": counts[:-2],
+            "f1": objects.f1_of(counts),
+            "true": int(counts[-2]),
+            "predicted": int(counts[-1]),
+        }
 
     @property
     def loss(self) -> float:
@@ -215,8 +239,8 @@ def contours_and_objects(
     Returns:
         "boundary", "trimap" and "objects", as of `Evaluation.rows`.
     """
-    options = {"num_classes": num_classes, "ignore_label": ignore_label}
-    found = {
+    options: Any = {"num_classes": num_classes, "ignore_label": ignore_label}
+    found: dict[str, np.ndarray] = {
         "boundary": boundary.boundary_counts(truth, predicted, **options).astype(np.int32),
         "trimap": boundary.trimap_counts(truth, predicted, **options).astype(np.int32),
     }
@@ -276,7 +300,9 @@ def _by_strips(count: Callable[..., Any], logits: Any, labels: Any) -> dict[str,
     """`_count`, by strips of rows where the logits lie on the host: the device may be too small."""
     if isinstance(logits, jax.Array):
         sharding = getattr(labels, "sharding", None)
-        return count(logits, labels, split=sharding if isinstance(sharding, NamedSharding) else None)
+        return count(
+            logits, labels, split=sharding if isinstance(sharding, NamedSharding) else None
+        )
     size, height, width = labels.shape
     rows = max(1, _STRIP // (size * width))
     strips = [np.s_[:, top : top + rows] for top in range(0, height, rows)]

@@ -154,7 +154,7 @@ def evaluate(
 
 
 def class_counts(matrices: np.ndarray) -> np.ndarray:
-    """Of each class the pixels hit, those of it, and those predicted as it: n_ii, Σ_j n_ij, Σ_j n_ji.
+    """The pixels of each class, hit, true and predicted: n_ii, Σ_j n_ij and Σ_j n_ji.
 
     Args:
         matrices: (…, N, N), confusion matrices.

@@ -2,8 +2,8 @@
 
 import numpy as np
 import pytest
-from masks import ADVERSARIAL, CLASSES, VOID, pairs
 from hypothesis import example, given, settings
+from masks import ADVERSARIAL, CLASSES, VOID, pairs
 
 from segjax.errors import SegjaxError
 from segjax.evaluation import metrics

@@ -95,6 +95,8 @@ def test_objects_are_those_of_a_slow_count(seed):
     tp, fn, fp = found, [numbers[0] - n for n in found], [numbers[1] - n for n in found]
     if sum(numbers):
         each = list(zip(tp, fn, fp, strict=True))
-        assert objects.dsb_of(counts) == pytest.approx(np.mean([t / (t + n + p) for t, n, p in each]))
+        assert objects.dsb_of(counts) == pytest.approx(
+            np.mean([t / (t + n + p) for t, n, p in each])
+        )
         f1 = [2 * t / (2 * t + n + p) for t, n, p in each]
         assert object_scores(counts)["object_mean_f1"] == pytest.approx(np.mean(f1))
