@@ -293,17 +293,19 @@ def _caption(i: int, name: str, found: Evaluation, others: Mapping[str, Evaluati
 
     def beside(what: Callable[[Evaluation], str]) -> str:
         told = ", ".join(f"{method} {what(other)}" for method, other in others.items())
-        return f"{what(found)} ({told})" if told else what(found)
+        return f" ({told})" if told else ""
 
     def iou(evaluation: Evaluation) -> str:
         value = evaluation.pictures()[i]["mean_iou"]
         return "–" if math.isnan(value) else f"{value:.3f}"
 
-    parts = [name, f"IoU {beside(iou)}"]
+    def count(evaluation: Evaluation) -> str:
+        return str(evaluation.rows["objects"][i, -1])
+
+    parts = [name, f"IoU {iou(found)}{beside(iou)}"]
     if "objects" in found.rows:
         true = found.rows["objects"][i, -2]
-        count = beside(lambda evaluation: str(evaluation.rows["objects"][i, -1]))
-        parts.append(f"objects: {true} true, predicted {count}")
+        parts.append(f"objects: {true} true, {count(found)} predicted{beside(count)}")
     return "    ".join(parts)
 
 

@@ -5,10 +5,11 @@ import jax.numpy as jnp
 import numpy as np
 from numpy.typing import NDArray
 
-from segjax.inference.predict import probabilities_of
+from segjax.inference.predict import labels_of
 
 BINS = 15
-_UNIT = 2**16  # confidence is added up in whole parts of it: the same sum in any order
+_UNIT = 2**16 - 1  # confidence is added up in whole parts of it: the same sum in any order
+_GROUP = 2**16  # pixels whose confidence a uint32 holds
 
 
 def histogram(
@@ -29,27 +30,32 @@ def histogram(
         (B, 4, K) uint32: pixels; those predicted rightly; and the sum of the confidence in two
         parts, for `counts_of` on the host.
     """
-    probabilities = probabilities_of(logits)
-    confidence = probabilities.max(-1)
-    right = probabilities.argmax(-1) == labels
+    logits = logits.astype(jnp.float32)
+    if logits.shape[-1] == 1:
+        confidence = jax.nn.sigmoid(abs(logits[..., 0]))
+    else:
+        confidence = jnp.exp(logits.max(-1) - jax.nn.logsumexp(logits, -1))
+    right = labels_of(logits) == labels
     number = jnp.clip(jnp.ceil(confidence * bins).astype(jnp.int32) - 1, 0, bins - 1)
-    number = jnp.where(labels == ignore_label, bins, number)
-    inside = number[..., None] == jnp.arange(bins)  # (B, H, W, K)
-    whole = jnp.round(confidence * _UNIT).astype(jnp.uint32)
+    values = jnp.stack([jnp.ones_like(right), right, jnp.round(confidence * _UNIT)], -1)
+    size, pixels = len(labels), labels[0].size
+    groups = -(-pixels // _GROUP)
+    place = jnp.arange(pixels) // _GROUP * bins + number.reshape(size, pixels)
+    place = jnp.where(labels.reshape(size, pixels) == ignore_label, groups * bins, place)
 
-    def add(values: jax.Array, axes: tuple[int, ...]) -> jax.Array:
-        return values.sum(axes, dtype=jnp.uint32)
+    def add(place: jax.Array, values: jax.Array) -> jax.Array:
+        return jnp.zeros((groups * bins + 1, 3), jnp.uint32).at[place].add(values)
 
-    # Of a row below 2³² up to 65535 pixels; of all rows so only in two parts.
-    rows = add(jnp.where(inside, whole[..., None], 0), (2,))
-    parts = add(rows // _UNIT, (1,)), add(rows % _UNIT, (1,))
-    return jnp.stack([add(inside, (1, 2)), add(inside & right[..., None], (1, 2)), *parts], 1)
+    sums = jax.vmap(add)(place, values.astype(jnp.uint32).reshape(size, pixels, 3))
+    count, of_right, summed = jnp.moveaxis(sums[:, :-1].reshape(size, groups, bins, 3), -1, 0)
+    parts = [count, of_right, summed // _GROUP, summed % _GROUP]
+    return jnp.stack([part.sum(1, dtype=jnp.uint32) for part in parts], 1)
 
 
 def counts_of(histograms: np.ndarray) -> NDArray[np.float64]:
     """`histogram` (…, 4, K) -> float64 (…, 3, K): pixels, those right, their summed confidence."""
     count, right, high, low = np.moveaxis(np.asarray(histograms, np.float64), -2, 0)
-    return np.stack([count, right, high + low / _UNIT], -2)
+    return np.stack([count, right, (high * _GROUP + low) / _UNIT], -2)
 
 
 def reliability(counts: np.ndarray) -> tuple[NDArray[np.float64], NDArray[np.float64]]:

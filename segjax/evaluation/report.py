@@ -320,7 +320,7 @@ def _overall_rows(
         name: [_between(*intervals.get(name, _NOTHING))] if intervals else [] for name in overall
     }
     return [
-        ["score", "network", *(["95 %"] if intervals else []), *others],
+        ["score", "network", *(["95 % interval"] if intervals else []), *others],
         *(
             [name, _told(value), *sure[name]]
             + [_told(scores.get(name, math.nan)) for scores in others.values()]

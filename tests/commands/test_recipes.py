@@ -77,6 +77,24 @@ def voc(tmp_path, monkeypatch):
     return tmp_path / "voc"
 
 
+def scores_of(home):
+    """What `evaluate` wrote, less what it took."""
+    scores = json.loads((home / "report/scores.json").read_text())
+    assert scores.pop("throughput").keys() == {"pictures_per_second", "device"}
+    return scores
+
+
+def assert_close(scores, others):
+    """Equal; what logits are to more than their argmax, to how they are rounded in other batches."""
+    flat, other = (
+        jax.tree.leaves_with_path(x, is_leaf=lambda y: y is None) for x in (scores, others)
+    )
+    assert [path for path, _ in flat] == [path for path, _ in other]
+    for (path, got), (_, want) in zip(flat, other, strict=True):
+        rounded = "calibration" in jax.tree_util.keystr(path)
+        assert got == (pytest.approx(want, rel=1e-2, abs=1) if rounded else want), path
+
+
 def held_out_losses(home):
     records = read_metrics(home / "metrics.jsonl")
     return [record["loss"] for record in records if "mean_iou" in record]
@@ -94,8 +112,11 @@ def test_every_recipe_trains_evaluates_and_predicts(script, request, tmp_path, c
     told = capsys.readouterr().out
     assert "first step" in told and "mean_iou" in told
     report = {path.name for path in (home / "report").iterdir()}
-    assert report == {"scores.md", "scores.json", "curves.png", "preview.png", "overlays"}
-    scores = json.loads((home / "report/scores.json").read_text())
+    assert report == {
+        "scores.md", "scores.json", "pictures.csv", "curves.png", "reliability.png", "preview.png",
+        "overlays",
+    }  # fmt: skip
+    scores = scores_of(home)
     logged = [r["mean_iou"] for r in read_metrics(home / "metrics.jsonl") if "mean_iou" in r]
     assert len(logged) == 2 and scores["mean_iou"] == pytest.approx(max(logged), abs=0)
 
@@ -103,22 +124,22 @@ def test_every_recipe_trains_evaluates_and_predicts(script, request, tmp_path, c
     assert ("object_f1" in scores) == (folder == "nuclei")  # its masks number the objects
     assert ("others" in scores) == (name == "unet_nuclei")  # which names a baseline
     if "others" in scores:
-        assert scores["others"]["Otsu"].keys() == scores.keys() - {
-            "step", "classes", "confusion", "others"
-        }  # fmt: skip
-        assert "| score | network | Otsu |" in (home / "report/scores.md").read_text()
+        logits = {"calibration_ece", "calibration_mce"}  # Otsu has none
+        assert scores["others"]["Otsu"].keys() == scores["intervals"].keys() - logits
+        told = (home / "report/scores.md").read_text()
+        assert "| score | network | 95 % interval | Otsu |" in told
 
     # Again: nothing left to train, the same scores; also for another batch size.
     run(name, "train", "--run", home, *small(name, *data))
     assert "at step 4 already, nothing is left to train" in capsys.readouterr().out
     run(name, "evaluate", "--run", home, "--batch-size", 16)
-    assert json.loads((home / "report/scores.json").read_text()) == scores
+    assert_close(scores_of(home), scores)
     capsys.readouterr()
     tile = ("--tile", {"unet": 24, "setr": 48}.get(name[:4], 64))
     run(name, "evaluate", "--run", home, *tile)
     plan = "what it would give" if "setr" in name else "those of the whole picture"
     assert plan in capsys.readouterr().out
-    tiled = json.loads((home / "report/scores.json").read_text())
+    tiled = scores_of(home)
     assert tiled["mean_iou"] == pytest.approx(scores["mean_iou"], abs=1e-4)
 
     picture = tmp_path / "odd.png"
