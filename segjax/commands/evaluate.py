@@ -116,7 +116,12 @@ def evaluate(
     seen = _joined(sharding.from_all_processes(inspection.seen))
     if jax.process_index() == 0:
         rate = processes * inspection.rate(1 if tile else batch_size // processes)
-        _write_report(stored, out or run / "report", source, step, found, seen, rate)
+        devices = mesh.size * processes if tile else mesh.size
+        throughput = {
+            "pictures_per_second": rate,
+            "device": f"{devices} × {mesh.devices.flat[0].device_kind}",
+        }
+        _write_report(stored, out or run / "report", source, step, found, seen, throughput)
     return found.scores()
 
 
@@ -206,7 +211,7 @@ def _write_report(
     step: int,
     found: Evaluation,
     seen: _Seen,
-    rate: float,
+    throughput: Mapping[str, Any],
 ) -> None:
     """Print the scores; write them, the curves, a preview sheet and overlays to `where`."""
     classes, palette = source.classes, source.palette
@@ -237,7 +242,7 @@ def _write_report(
         "intervals": intervals,
         "pictures": pictures,
         "calibration": found.reliability(),
-        "throughput": {"pictures_per_second": rate, "device": _devices()},
+        "throughput": throughput,
     }
     if (of_objects := found.objects()) is not None:
         scores["objects"] = of_objects
@@ -307,11 +312,6 @@ def _caption(i: int, name: str, found: Evaluation, others: Mapping[str, Evaluati
         true = found.rows["objects"][i, -2]
         parts.append(f"objects: {true} true, {count(found)} predicted{beside(count)}")
     return "    ".join(parts)
-
-
-def _devices() -> str:
-    """The devices that computed, in words: "8 × NVIDIA H100"."""
-    return f"{jax.device_count()} × {jax.devices()[0].device_kind}"
 
 
 def _plain(value: Any) -> Any:

@@ -85,14 +85,14 @@ def scores_of(home):
 
 
 def assert_close(scores, others):
-    """Equal; what logits are to more than their argmax, to how they are rounded in other batches."""
+    """Equal, but for calibration, which sees how logits are rounded in batches of another size."""
     flat, other = (
         jax.tree.leaves_with_path(x, is_leaf=lambda y: y is None) for x in (scores, others)
     )
     assert [path for path, _ in flat] == [path for path, _ in other]
     for (path, got), (_, want) in zip(flat, other, strict=True):
         rounded = "calibration" in jax.tree_util.keystr(path)
-        assert got == (pytest.approx(want, rel=1e-2, abs=1) if rounded else want), path
+        assert got == (pytest.approx(want, rel=1e-2, abs=1e-3) if rounded else want), path
 
 
 def held_out_losses(home):
