@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from segjax.errors import SegjaxError
+from segjax.errors import SegjaxError, held
 
 WIDTHS = (3, 10)  # of trimaps, in pixels
 
@@ -46,12 +46,12 @@ def boundary_counts(
         pictures is the boundary IoU of each class.
 
     Raises:
-        SegjaxError: the shapes differ.
+        SegjaxError: the shapes differ, or a label is outside the classes.
 
     Reference: Cheng, Girshick, Dollár, Berg, Kirillov, Boundary IoU, 2021, and `mask_to_boundary`
     of their boundary-iou-api.
     """
-    truth, predicted = _without_void(truth, predicted, ignore_label)
+    truth, predicted = _without_void(truth, predicted, num_classes, ignore_label)
     width = max(1, round(ratio * float(np.hypot(*truth.shape))))
     edge = _edge_distance(truth.shape)
     of_truth, of_predicted = (
@@ -86,13 +86,13 @@ def trimap_counts(
         sum over the pictures is the trimap IoU of each class.
 
     Raises:
-        SegjaxError: the shapes differ.
+        SegjaxError: the shapes differ, or a label is outside the classes.
 
     Reference: Kohli, Ladický, Torr, Robust Higher Order Potentials, 2009; Krähenbühl, Koltun,
     Efficient Inference in Fully Connected CRFs, 2011; with void as the contour Chen et al.,
     DeepLab, 2017.
     """
-    truth, predicted = _without_void(truth, predicted, ignore_label)
+    truth, predicted = _without_void(truth, predicted, num_classes, ignore_label)
     distance = contour_distance(truth)
     bands = [distance <= width for width in widths]
     return np.stack([_counts(truth, predicted, band, band, num_classes) for band in bands])
@@ -130,16 +130,24 @@ def _edge_distance(size: tuple[int, ...]) -> NDArray[np.int64]:
 
 
 def _without_void(
-    truth: np.ndarray, predicted: np.ndarray, ignore_label: int
-) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Both as int64, with -1 where the truth is void."""
+    truth: np.ndarray, predicted: np.ndarray, num_classes: int, ignore_label: int
+) -> tuple[NDArray[np.int16], NDArray[np.int16]]:
+    """Both as int16, with -1 where the truth is void."""
     if truth.ndim != 2 or truth.shape != predicted.shape:
         raise SegjaxError(
             f"The truth is {truth.shape}, the prediction {predicted.shape}; expected (H, W) of "
             "both."
         )
     void = truth == ignore_label
-    one, other = (np.where(void, -1, label.astype(np.int64)) for label in (truth, predicted))
+    for name, label in (("truth", truth), ("prediction", predicted)):
+        if ((label < 0) | (label >= num_classes))[~void].any():
+            raise SegjaxError(
+                f"The {name} held {held(label)}; expected classes, 0 to {num_classes - 1}. Correct "
+                "it, or name the label to skip by ignore_label."
+            )
+    one, other = (
+        np.where(void, np.int16(-1), label.astype(np.int16)) for label in (truth, predicted)
+    )
     return one, other
 
 

@@ -401,6 +401,10 @@ def test_two_processes_train_as_one(tmp_path):
     counted = [np.sum(score["confusion"], axis=1).tolist() for score in scores]
     assert counted[0] == counted[1]  # every held-out pixel once
     assert scores[0]["mean_iou"] == pytest.approx(scores[1]["mean_iou"], abs=1e-3)
+    for name in ("id", "pixel_accuracy", "mean_boundary_iou"):  # each by the process that had it
+        (got, want) = ([picture[name] for picture in score["pictures"]] for score in scores)
+        assert len(got) == 9 and got == (want if name == "id" else pytest.approx(want, abs=1e-2))
+    assert sum(scores[0]["calibration"]["count"]) == sum(scores[1]["calibration"]["count"])
 
 
 def test_from_the_shell_twice_compiles_once_and_needs_the_folder_alone(tmp_path):

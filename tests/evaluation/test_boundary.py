@@ -133,3 +133,15 @@ def test_what_is_void_does_not_depend_on_the_prediction(count):
 def test_other_shapes_are_told(count):
     with pytest.raises(SegjaxError, match=r"truth is \(2, 3\), the prediction \(3, 2\); expected"):
         count(np.zeros((2, 3), int), np.zeros((3, 2), int), num_classes=2)
+
+
+@pytest.mark.parametrize("count", [boundary_counts, trimap_counts])
+@pytest.mark.parametrize("wrong, told", [(3, "0 and 3"), (-1, "-1–0"), (254, "0 and 254")])
+def test_labels_outside_the_classes_are_told(count, wrong, told):
+    good, bad = np.zeros((2, 2, 3), int)
+    bad[0, 1] = wrong
+    with pytest.raises(SegjaxError, match=f"The truth held {told}; expected classes, 0 to 2"):
+        count(bad, good, num_classes=3)
+    with pytest.raises(SegjaxError, match=f"The prediction held {told}; expected"):
+        count(good, bad, num_classes=3)
+    count(np.where(bad == wrong, VOID, bad), bad, num_classes=3)  # ignored there
