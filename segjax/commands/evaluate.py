@@ -229,8 +229,9 @@ def _write_report(
     pictures = [{"id": seen.ids[i]} | of for i, of in enumerate(found.pictures())]
     told = report.scores_markdown(classes, per_class, overall, others, intervals)
     worst = report.worst_first(pictures)
-    write_whole(where / "scores.md", f"{told}\n{report.pictures_markdown(worst[:WORST])}")
-    write_whole(where / "pictures.csv", report.pictures_csv(worst))
+    told += "\n" + report.pictures_markdown(worst[:WORST])
+    write_whole(where / "scores.md", told.rstrip("\n"))
+    write_whole(where / "pictures.csv", report.pictures_csv(worst).rstrip("\n"))
     scores = {
         "step": step,
         "split": "val",

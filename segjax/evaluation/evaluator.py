@@ -17,6 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import NamedSharding
 
+from segjax.errors import SegjaxError
 from segjax.evaluation import bootstrap, boundary, calibration, metrics, objects
 from segjax.inference.predict import labels_of
 
@@ -110,7 +111,7 @@ class Evaluation:
     def loss(self) -> float:
         """The loss over the valid pixels of the data set; NaN where none is valid."""
         pixels = self.confusion.sum()
-        return float(self.rows["loss"].sum() / pixels) if pixels else float("nan")
+        return float(self.rows["loss"].sum(dtype=np.float64) / pixels) if pixels else float("nan")
 
     def _sums(self) -> dict[str, np.ndarray]:
         """Of each picture what adds up to what `_scores` takes."""
@@ -155,17 +156,17 @@ def evaluate(
 
     def add(batch: Mapping[str, Any], counted: dict[str, Any]) -> None:
         metrics.check_inside(int(counted.pop("outside")), num_classes, labels=batch["label"])
-        record = _own(batch["record"])
+        record, labels = _own(batch["record"]), counted.pop("predicted")
         here = {name: _own(values)[record >= 0] for name, values in counted.items()}
-        record, labels = record[record >= 0], here.pop("predicted")
         pairs = here.pop("pairs").reshape(-1, num_classes, num_classes)
         confusion[:] += pairs.sum(0, dtype=np.int64)
         here["counts"] = metrics.class_counts(pairs).astype(np.int32)
         here["calibration"] = calibration.counts_of(here["calibration"])
         if inspect:
-            more = [inspect(int(i), label) for i, label in zip(record, labels, strict=True)]
+            each = zip(record, _own(labels), strict=True)
+            more = [inspect(int(i), label) for i, label in each if i >= 0]
             here |= {name: np.stack([one[name] for one in more]) for name in (more or [{}])[0]}
-        records.append(record)
+        records.append(record[record >= 0])
         rows.append(here)
 
     pending = None
@@ -202,10 +203,15 @@ def of_labels(
         num_classes, ignore_label: as of `evaluate`.
 
     Raises:
-        SegjaxError: a label is outside the classes.
+        SegjaxError: shapes differ, or a label is outside the classes.
     """
     confusion, rows = np.zeros((num_classes, num_classes), np.int64), []
     for truth, predicted, more in labelled:
+        if truth.shape != predicted.shape:
+            raise SegjaxError(
+                f"The truth is {truth.shape}, the prediction {predicted.shape}; expected (H, W) of "
+                "both."
+            )
         valid = truth != ignore_label
         true, given = truth[valid].astype(np.int64), predicted[valid].astype(np.int64)
         outside = (np.minimum(true, given) < 0) | (np.maximum(true, given) >= num_classes)

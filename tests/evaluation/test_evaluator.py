@@ -206,6 +206,8 @@ def test_labels_from_elsewhere_are_counted_alike():
     wrong = [(np.zeros((1, 2), int), np.array([[0, CLASSES]]), {})]
     with pytest.raises(SegjaxError, match=r"1 pixels of a batch are of no class.* held 0 and 3"):
         evaluator.of_labels(wrong, num_classes=CLASSES)
+    with pytest.raises(SegjaxError, match=r"truth is \(1, 2\), the prediction \(2, 1\)"):
+        evaluator.of_labels([(np.zeros((1, 2)), np.zeros((2, 1)), {})], num_classes=CLASSES)
 
 
 @pytest.mark.parametrize("name", ADVERSARIAL)
