@@ -27,7 +27,7 @@ from segjax.commands.trained import check_folder, load_step
 from segjax.data import audit, cache, pipeline
 from segjax.data.wrapper import bare, without
 from segjax.errors import SegjaxError
-from segjax.evaluation import metrics, report
+from segjax.evaluation import evaluator, report
 from segjax.inference.predict import make_predict
 from segjax.training import losses, sharding
 from segjax.training.checkpoint import Checkpoints
@@ -156,16 +156,17 @@ def _take_steps(
                     canvases=recipe.buckets or [recipe.canvas],
                     workers=recipe.workers,
                 )
-                confusion, loss = metrics.evaluate_with_loss(
+                share = evaluator.evaluate(
                     partial(predict, state.averaged),
                     batches,
-                    summed_loss,
                     num_classes=len(held_out.classes),
+                    summed_loss=summed_loss,
                 )
-                scores = metrics.summary(confusion)
+                found = evaluator.joined(sharding.from_all_processes(share))
+                scores = found.scores()
                 evaluations.append(scores["mean_iou"])
                 # Before it is saved, so that a run that goes on from there finds the line.
-                log.scores(number, scores | {"loss": loss})
+                log.scores(number, scores | {"loss": found.loss})
                 checkpoints.save(number, state, scores)
 
         with log, _telling_what_is_kept(checkpoints):
