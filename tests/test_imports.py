@@ -39,7 +39,9 @@ SHELVES = shelves() | {name: set() for name in EVERYWHERE}
 LEAVES = {
     "segjax.training": {},
     "segjax.inference": {"segjax.inference.predict": {"segjax.inference.tiles"}},
-    "segjax.evaluation": {},
+    "segjax.evaluation": {
+        "segjax.evaluation.page": {"segjax.evaluation.charts", "segjax.evaluation.results"}
+    },
 }
 
 

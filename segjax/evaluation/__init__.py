@@ -6,6 +6,9 @@ what is wrong with the data itself (`segjax.data.audit`).
 """
 
 from segjax.evaluation import baselines as baselines
+from segjax.evaluation import charts as charts
 from segjax.evaluation import metrics as metrics
+from segjax.evaluation import page as page
 from segjax.evaluation import report as report
+from segjax.evaluation import results as results
 from segjax.evaluation import visualise as visualise

@@ -1,0 +1,210 @@
+"""The verb that makes a page of evaluated runs."""
+
+import math
+import warnings
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+import tyro
+from numpy.typing import NDArray
+
+from segjax.commands.run import Run, read_json, write_whole
+from segjax.commands.trained import Which, held_out, load
+from segjax.data.audit import evenly
+from segjax.errors import SegjaxError, SegjaxWarning
+from segjax.evaluation import metrics, page, results, visualise
+from segjax.evaluation import report as reporting
+from segjax.evaluation.page import Layer, Picture
+from segjax.evaluation.results import Result
+from segjax.inference.predict import predict_label
+
+
+@tyro.conf.configure(tyro.conf.PositionalRequiredArgs)
+def report(
+    runs: tuple[Path, ...],
+    *,
+    data: Path | None = None,
+    checkpoint: Which = "best",
+    pictures: int = 6,
+    out: Path | None = None,
+) -> None:
+    """Make a page of one or several evaluated runs; beside it Markdown and JSON.
+
+    Args:
+        runs: Run folders; several are set side by side.
+        data: Where the held-out pictures lie now, if they have moved.
+        checkpoint: By which the pictures are labelled; best is the one that `evaluate` scores.
+        pictures: How many to show: of three, two are the worst and one is the best.
+        out: Where to write; by default `report` in the run folder, or for several runs `report`.
+
+    Raises:
+        SegjaxError: a run was not evaluated yet, or the runs are of different classes.
+    """
+    if pictures < 0:
+        raise SegjaxError(f"--pictures is {pictures}; expected 0 or more.")
+    stored = [Run(folder) for folder in runs]
+    found = [_result(run, name) for run, name in zip(stored, _names(runs), strict=True)]
+    for run, result in zip(stored, found, strict=True):
+        if list(result.classes) != list(found[0].classes):
+            raise SegjaxError(
+                f"{run.folder} has the classes {', '.join(result.classes)}, {stored[0].folder} "
+                f"{', '.join(found[0].classes)}. Report on runs of one data set."
+            )
+    shown, legend = _pictures(stored, found, data, checkpoint, pictures) if pictures else ([], [])
+    title = found[0].name if len(found) == 1 else f"{len(found)} runs"
+    out = out or (runs[0] / "report" if len(runs) == 1 else Path("report"))
+    out.mkdir(parents=True, exist_ok=True)
+    when = f"{datetime.now():%Y-%m-%d %H:%M}"
+    write_whole(out / "report.html", page.page(found, shown, legend, title=title, when=when))
+    write_whole(out / "report.md", results.markdown(found, title=title))
+    write_whole(out / "report.json", results.as_json(found, title=title))
+    print(f"Look at {out / 'report.html'}; report.md and report.json beside it tell the same.")
+
+
+def _names(runs: Sequence[Path]) -> list[str]:
+    """What to call runs: their folders' names, or where these are equal their paths."""
+    names = [path.resolve().name for path in runs]
+    if len({path.resolve() for path in runs}) < len(runs):
+        raise SegjaxError("A run is named twice. Name each once.")
+    return names if len(set(names)) == len(names) else [str(path) for path in runs]
+
+
+def _result(run: Run, name: str) -> Result:
+    """What the files of a run tell of it."""
+    path = run.folder / "report" / "scores.json"
+    try:
+        scores = read_json(path)
+    except FileNotFoundError:
+        raise SegjaxError(
+            f"{run.folder}: not evaluated yet ({path} is missing). First run: segjax evaluate "
+            f"{run.folder}"
+        ) from None
+    results.check(scores, str(path))
+    if scores["classes"] != list(run.rebuild("classes")):
+        raise SegjaxError(
+            f"{path}: of other classes than the run's. Write it anew: segjax evaluate {run.folder}"
+        )
+    if missing := [part for part in ("per_class", "pictures") if part not in scores]:
+        warnings.warn(
+            f"{path}: written by an earlier version, without {' and '.join(missing)}. With them "
+            f"the report tells more: segjax evaluate {run.folder}",
+            SegjaxWarning,
+            stacklevel=2,
+        )
+    scores.setdefault("palette", run.rebuild("palette"))
+    if "per_class" not in scores and "confusion" in scores:
+        each = metrics.per_class(np.array(scores["confusion"]))
+        scores["per_class"] = {
+            score: [None if math.isnan(x) else x for x in np.asarray(values).tolist()]
+            for score, values in each.items()
+        }
+    starts, records = run.folder / "environment.json", run.folder / "metrics.jsonl"
+    return Result(
+        name=name,
+        recipe=read_json(run.folder / "recipe.json"),
+        starts=read_json(starts) if starts.exists() else [],
+        records=reporting.read_metrics(records) if records.exists() else [],
+        scores=scores,
+    )
+
+
+def _pictures(
+    runs: Sequence[Run],
+    found: Sequence[Result],
+    data: Path | None,
+    checkpoint: Which,
+    number: int,
+) -> tuple[list[Picture], list[tuple[str, tuple[int, ...]]]]:
+    """Held-out pictures with what each run makes of them, and the legend of their colours."""
+    sources = [held_out(run, data) for run in runs]
+    chosen = _chosen([result.scores.get("pictures") for result in found], len(sources[0]), number)
+    examples = [
+        _examples(run, source, [each.places[i] for each in chosen], [each.id for each in chosen])
+        for i, (run, source) in enumerate(zip(runs, sources, strict=True))
+    ]
+    labels = [_labels(run, checkpoint, of) for run, of in zip(runs, examples, strict=True)]
+    palette, classes = sources[0].palette, sources[0].classes
+    pictures = []
+    for k, each in enumerate(chosen):
+        example, truth = examples[0][k], examples[0][k]["label"]
+        shown = visualise.as_shown(example["image"])
+        layers = [
+            Layer("picture", shown, False),
+            Layer("truth", visualise.colourise(truth, palette), True),
+        ]
+        for result, of_run in zip(found, labels, strict=True):
+            if of_run[k].shape != truth.shape:
+                raise SegjaxError(
+                    f"{example['id']}: {truth.shape} pixels for {found[0].name}, but "
+                    f"{of_run[k].shape} for {result.name}. Drop a run, or show none: --pictures 0."
+                )
+            of = "" if len(found) == 1 else f"{result.name}: "
+            counted = np.where(truth == visualise.VOID, truth, of_run[k])
+            layers.append(Layer(f"{of}prediction", visualise.colourise(counted, palette), True))
+            layers.append(Layer(f"{of}errors", visualise.errors(shown, truth, of_run[k]), False))
+        scores = {r.name: value for r, value in zip(found, each.scores, strict=True)}
+        pictures.append(Picture(example["id"], each.rank, scores if each.rank else {}, layers))
+    occurring = [example["label"] for example in examples[0]]
+    occurring += [label for of_run in labels for label in of_run]
+    legend = visualise.legend_entries(occurring, classes, palette)
+    return pictures, [*legend, ("wrong", visualise.WRONG_COLOUR)]
+
+
+class _Chosen(NamedTuple):
+    """A picture to show: its rank in words, and by run its place in the source and its score."""
+
+    rank: str
+    id: str | None
+    places: list[int]
+    scores: list[float | None]
+
+
+def _chosen(listed: Sequence[Any], length: int, number: int) -> list[_Chosen]:
+    """The worst by the mean of the runs, then the best; without scores some, evenly spread."""
+    if not all(listed):
+        runs = len(listed)
+        return [_Chosen("", None, [i] * runs, [None] * runs) for i in evenly(length, number)]
+    places = [{picture["id"]: i for i, picture in enumerate(of)} for of in listed]
+    ranked = []
+    for name in places[0]:
+        if all(name in of for of in places):
+            at = [of[name] for of in places]
+            scores = [of[i].get("mean_iou") for of, i in zip(listed, at, strict=True)]
+            if None not in scores:
+                ranked.append((sum(scores) / len(scores), name, at, scores))
+    ranked.sort(key=lambda one: one[0])
+    number = min(number, len(ranked))
+    best = number // 3
+    shown = [(f"worst {i + 1}", one) for i, one in enumerate(ranked[: number - best])]
+    shown += [(f"best {i + 1}", one) for i, one in enumerate(ranked[::-1][:best])]
+    return [_Chosen(rank, name, at, scores) for rank, (_, name, at, scores) in shown]
+
+
+def _examples(
+    run: Run, source: Any, places: Sequence[int], ids: Sequence[str | None]
+) -> list[Mapping[str, Any]]:
+    """Examples of a source, which must be those that were scored."""
+    examples = []
+    for place, id in zip(places, ids, strict=True):
+        example = source[place] if place < len(source) else {"id": None}
+        if id is not None and example["id"] != id:
+            raise SegjaxError(
+                f"{run.folder}: its scores are of other pictures than its data has now: {id} is "
+                f"gone from its place. Score it anew: segjax evaluate {run.folder}"
+            )
+        examples.append(example)
+    return examples
+
+
+def _labels(
+    run: Run, checkpoint: Which, examples: Sequence[Mapping[str, Any]]
+) -> list[NDArray[np.integer]]:
+    """What a run makes of pictures."""
+    _, predict, variables = load(run, checkpoint)
+    predict = partial(predict, jax.device_put(variables))
+    return [predict_label(predict, example["image"]) for example in examples]

@@ -1,0 +1,686 @@
+"""Evaluated runs as one HTML file that needs no other: scores, pictures, curves, settings.
+
+The page loads nothing, which its content security policy holds it to. It can be read without
+scripts, and on paper; with them, tables sort and pictures are compared by a split that moves.
+"""
+
+import base64
+import hashlib
+import html
+import io
+import math
+import statistics
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from segjax.evaluation import charts, results
+from segjax.evaluation.charts import Line
+from segjax.evaluation.results import Result, best, told, words
+
+_STYLE = Path(__file__).with_name("page.css")
+_SCRIPT = Path(__file__).with_name("page.js")
+_CARDS = ("mean_iou", "dice", "boundary_iou", "f1", "pixel_accuracy")  # the first four there are
+_FULL_MATRIX = 32  # classes up to which a confusion matrix is told in numbers
+_CONFUSIONS = 20  # told of what is taken for what
+_ROWS = 300  # of a table of pictures
+_SIDE = 800  # of a picture on the page, at most
+_PIXELS = 12_000_000  # of all pictures together: with them a page has a few megabytes
+_SMALL = 200  # pixels a side below which they are shown as squares
+
+
+class Layer(NamedTuple):
+    """One of the pictures that lie over each other: uint8 (H, W, 3).
+
+    What is `flat`, of the classes' colours, is kept exactly.
+    """
+
+    name: str
+    pixels: NDArray[np.uint8]
+    flat: bool
+
+
+class Picture(NamedTuple):
+    """A held-out picture: why it is shown, its scores by run; all have layers of the same names."""
+
+    id: str
+    rank: str
+    scores: Mapping[str, float | None]
+    layers: Sequence[Layer]
+
+
+class _Cell(NamedTuple):
+    """Of a table: HTML, what it is sorted by, and how it is drawn."""
+
+    html: str
+    value: float | None = None
+    kind: str = ""
+    style: str = ""
+
+
+def page(
+    runs: Sequence[Result],
+    pictures: Sequence[Picture],
+    legend: Sequence[tuple[str, tuple[int, ...]]],
+    *,
+    title: str,
+    when: str,
+    notes: Sequence[str] = (),
+) -> str:
+    """The page.
+
+    Args:
+        runs: at least one, all of the same classes.
+        pictures: held-out ones to look at, in the order in which they are shown.
+        legend: names and colours of what the pictures show.
+        title: what stands above.
+        when: the page was made.
+        notes: what a reader has to know, a sentence each.
+    """
+    sections = [
+        ("scores", "Scores", [*_cards(runs), *_scores(runs), *_published(runs)]),
+        ("pictures", "Worst and best pictures", [*_pictures(pictures, legend), *_ranking(runs)]),
+        ("classes", "Classes", _classes(runs)),
+        ("confusion", "What is taken for what", _confusion(runs)),
+        ("calibration", "Calibration", _calibration(runs)),
+        ("curves", "Curves", _curves(runs)),
+        ("throughput", "Throughput", _throughput(runs)),
+        ("recipe", "Recipe", _recipe(runs)),
+        ("environment", "Environment", _environment(runs)),
+    ]
+    filled = [(name, heading, "\n".join(parts)) for name, heading, parts in sections]
+    filled = [section for section in filled if section[2]]
+    script, style = _SCRIPT.read_text("utf-8"), _STYLE.read_text("utf-8")
+    allowed = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    policy = (
+        "default-src 'none'; img-src data:; style-src 'unsafe-inline'; "
+        f"script-src 'sha256-{allowed}'"
+    )
+    links = "".join(f'<li><a href="#{name}">{heading}</a>' for name, heading, _ in filled)
+    parts = [
+        '<!doctype html><html lang="en"><head><meta charset="utf-8">'
+        f'<meta http-equiv="Content-Security-Policy" content="{policy}">'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">'
+        f"<title>{html.escape(title)} – report</title><style>{style}</style></head><body>",
+        f"<header><h1>{_text(title)}</h1><p class=muted>{html.escape(when)}</p>{_facts(runs)}",
+        *(f'<p class="note">{html.escape(note)}</p>' for note in notes),
+        f'<nav aria-label="Sections"><ul>{links}</ul></nav></header><main>',
+        *(
+            f'<section aria-labelledby="{name}"><h2 id="{name}">{heading}</h2>\n{body}\n</section>'
+            for name, heading, body in filled
+        ),
+        f"</main><script>{script}</script></body></html>\n",
+    ]
+    return "\n".join(parts)
+
+
+def _text(value: object) -> str:
+    """Text of others, which may be written from right to left."""
+    return f"<bdi>{html.escape(str(value))}</bdi>"
+
+
+def _facts(runs: Sequence[Result]) -> str:
+    """A line for each run: which recipe, checkpoint and pictures."""
+    lines = []
+    for i, run in enumerate(runs):
+        facts = [f"recipe {_text(run.recipe['recipe'])}"]
+        if "step" in run.scores:
+            facts.append(f"checkpoint of step {run.scores['step']}")
+        of = [f"{number}"] if (number := results.pictures_told(run)) else []
+        of += [f"split {_text(run.scores['split'])}"] if "split" in run.scores else []
+        facts += [" of ".join(of)] if of else []
+        name = "" if len(runs) == 1 else f"<b>{_key(i)}{_text(run.name)}</b>: "
+        lines.append(f"<p>{name}{', '.join(facts)}</p>")
+    return "".join(lines)
+
+
+def _key(i: int) -> str:
+    """The colour and dash of a run's line in the charts."""
+    return charts.key(i) + " "
+
+
+def _cards(runs: Sequence[Result]) -> Iterator[str]:
+    """The first scores of a run alone, large."""
+    if len(runs) > 1:
+        return
+    overall = {name: value for name, value in runs[0].overall.items() if value is not None}
+    chosen: list[str] = []
+    for wanted in _CARDS:
+        chosen += [name for name in overall if wanted in name and name not in chosen][:1]
+    cards = []
+    for name in chosen[:4]:
+        limits = runs[0].interval(name)
+        small = f"<small>95 %: {told(limits[0])} to {told(limits[1])}</small>" if limits else ""
+        cards.append(
+            f"<div><dt>{html.escape(words(name))}<dd>{told(overall[name])}{small}</dd></div>"
+        )
+    if cards:
+        yield f"<dl class=cards>{''.join(cards)}</dl>"
+
+
+def _scores(runs: Sequence[Result]) -> Iterator[str]:
+    """All overall scores, a column for each run, for seeds together, for each baseline."""
+    groups = results.seeds(runs)
+    others = (runs[0].scores.get("others") or {}) if len(runs) == 1 else {}
+    heading = ["score", *(_text(run.name) for run in runs)]
+    heading += [html.escape(results.group_name(runs, group)) for group in groups]
+    heading += [_text(name) for name in others]
+    rows = []
+    for score in results.union([run.overall for run in runs]):
+        values = [run.overall.get(score) for run in runs]
+        first = best(score, values)
+        cells = [_Cell(html.escape(words(score)))]
+        for i, (run, value) in enumerate(zip(runs, values, strict=True)):
+            content = told(value) + _range(value, run.interval(score))
+            cells.append(_Cell(content, value, "best" if i in first else ""))
+        cells += [_Cell(results.pooled(runs, group, score)) for group in groups]
+        cells += [_Cell(told(held.get(score)), held.get(score)) for held in others.values()]
+        rows.append(cells)
+    if not rows:
+        return
+    said = ["Of all held-out pixels."]
+    if any(run.scores.get("intervals") for run in runs):
+        said.append("Bars: 95 % intervals from 0 to 1, by bootstrap over the pictures.")
+    if groups:
+        said.append("Seeds: mean ± deviation of a sample.")
+    if len(runs) > 1:
+        said.append("Bold: the best.")
+    yield _table(" ".join(said), heading, rows)
+
+
+def _range(value: float | None, limits: tuple[float, float] | None) -> str:
+    """An interval as a bar, told by its words too."""
+    if value is None or limits is None:
+        return ""
+    low, at, high = (min(max(x, 0.0), 1.0) for x in (limits[0], value, limits[1]))
+    name = f"95 % interval: {told(limits[0])} to {told(limits[1])}"
+    return (
+        f'<span class=range role=img aria-label="{name}" title="{name}" '
+        f'style="--low:{low:.4f};--at:{at:.4f};--high:{high:.4f}"></span>'
+    )
+
+
+def _published(runs: Sequence[Result]) -> Iterator[str]:
+    rows = [
+        [
+            _Cell(html.escape(words(str(figure.get("metric", ""))))),
+            _Cell(told(figure.get("value"))),
+            *(_Cell(told(value)) for value in ours),
+            _Cell(_text(figure.get("split", "")), kind="text"),
+            _Cell(_text(figure.get("source", "")), kind="text"),
+        ]
+        for figure, ours in results.publications(runs)
+    ]
+    if rows:
+        names = ["ours"] if len(runs) == 1 else [_text(run.name) for run in runs]
+        heading = ["score", "published", *names, "published of", "source"]
+        yield _table("Published figures beside ours.", heading, rows)
+
+
+def _pictures(
+    pictures: Sequence[Picture], legend: Sequence[tuple[str, tuple[int, ...]]]
+) -> Iterator[str]:
+    if not pictures:
+        return
+    names = [layer.name for layer in pictures[0].layers]
+    right = min(2, len(names) - 1)  # the prediction, over the truth
+    many = " many" if len(names) > 4 else ""
+    fieldsets = "".join(
+        f"<fieldset><legend>{side.title()}</legend><div class=options>"
+        + "".join(
+            f"<label><input type=radio name={side} value={i}{' checked' if i == at else ''}>"
+            f"<span>{_text(name)}</span></label>"
+            for i, name in enumerate(names)
+        )
+        + "</div></fieldset>"
+        for side, at in (("left", min(1, right)), ("right", right))
+    )
+    yield f'<form class="layers{many}" autocomplete=off hidden>{fieldsets}</form>'
+    swatches = "".join(f"<li>{_swatch(colour)}{_text(name)}</li>" for name, colour in legend)
+    yield f'<ul class=keys aria-label="Colours">{swatches}</ul>'
+    total = sum(len(picture.layers) for picture in pictures)
+    side = min(_SIDE, int(math.sqrt(_PIXELS / max(total, 1))))
+    yield "<div class=pictures>"
+    for picture in pictures:
+        yield _picture(picture, side)
+    yield "</div>"
+
+
+def _picture(picture: Picture, side: int) -> str:
+    height, width = picture.layers[0].pixels.shape[:2]
+    factor = min(1, side / max(height, width))
+    size = (max(1, round(width * factor)), max(1, round(height * factor)))
+    scores = [
+        f"{'' if len(picture.scores) == 1 else _text(name) + ' '}{told(value)}"
+        for name, value in picture.scores.items()
+    ]
+    reduced = f"; shown at {size[0]}×{size[1]} of {width}×{height} pixels" if factor < 1 else ""
+    caption = f"<b>{html.escape(picture.rank)}</b> {_text(picture.id)}"
+    if scores:
+        caption += f"; mean IoU {', '.join(scores)}"
+    layers = "".join(
+        f'<div class=layer><img src="{_encoded(layer, size)}" width={size[0]} height={size[1]} '
+        f'alt="{html.escape(layer.name)} of {html.escape(picture.id)}">'
+        f"<span>{_text(layer.name)}</span></div>"
+        for layer in picture.layers
+    )
+    scaling = "pixelated" if max(height, width) <= _SMALL else "auto"
+    return (
+        f"<figure class=picture><figcaption>{caption}{reduced}</figcaption><div class=stage "
+        f'style="--ratio:{size[0]}/{size[1]};--scaling:{scaling};--split:50%">{layers}</div>'
+        f"<input type=range min=0 max=100 value=50 autocomplete=off "
+        f'aria-label="Split of {html.escape(picture.id)}"></figure>'
+    )
+
+
+def _encoded(layer: Layer, size: tuple[int, int]) -> str:
+    """A picture as a data URL."""
+    image, buffer = Image.fromarray(layer.pixels), io.BytesIO()
+    if image.size != size:
+        method = Image.Resampling.NEAREST if layer.flat else Image.Resampling.LANCZOS
+        image = image.resize(size, method)
+    if layer.flat:
+        image.save(buffer, "WebP", lossless=True)
+    else:
+        image.save(buffer, "WebP", quality=85)
+    return f"data:image/webp;base64,{base64.b64encode(buffer.getvalue()).decode()}"
+
+
+def _ranking(runs: Sequence[Result]) -> Iterator[str]:
+    """How the pictures' scores spread, and each of them, worst first."""
+    scored = [
+        (run.name, [p["mean_iou"] for p in run.scores.get("pictures") or () if _finite(p)])
+        for run in runs
+    ]
+    if not all(values for _, values in scored):
+        return
+    edges = np.linspace(0, 1, 21)
+    chart = charts.histogram(
+        [(name, np.histogram(values, edges)[0]) for name, values in scored],
+        edges,
+        title="How many pictures have which mean IoU",
+        x_name="mean IoU of a picture",
+        y_name="pictures",
+    )
+    yield f"{_keys(runs)}<div class=charts>{_chart('Scores of the pictures', chart)}</div>"
+    by_id = [{p["id"]: p.get("mean_iou") for p in run.scores["pictures"]} for run in runs]
+    names = ["mean_iou"]
+    if len(runs) == 1:
+        listed = runs[0].scores["pictures"]
+        names = [k for k in results.union(listed) if any(_number(p.get(k)) for p in listed)]
+        table = [(p["id"], [p.get(name) for name in names]) for p in listed]
+    else:
+        table = [(id, [of.get(id) for of in by_id]) for id in results.union(by_id)]
+    first = names.index("mean_iou") if len(runs) == 1 else 0
+    table.sort(key=lambda row: (row[1][first] is None, row[1][first]))
+    heading = [html.escape(words(name)) for name in names]
+    if len(runs) > 1:
+        heading = [_text(run.name) for run in runs]
+    rows = [
+        [_Cell(_text(id)), *(_Cell(_score(value), value) for value in values)]
+        for id, values in table[:_ROWS]
+    ]
+    more = f" The worst {_ROWS} of {len(table)}." if len(table) > _ROWS else ""
+    caption = "Mean IoU of each picture" if len(runs) > 1 else "Scores of each picture"
+    body = _table(f"{caption}, worst first.{more}", ["picture", *heading], rows, sortable=True)
+    yield f"<details class=screen><summary>Each picture</summary>{body}</details>"
+
+
+def _number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _finite(picture: Mapping[str, Any]) -> bool:
+    return _number(picture.get("mean_iou"))
+
+
+def _score(value: float | None) -> str:
+    """A fraction with four decimals, a count as it is."""
+    return str(value) if isinstance(value, int) else told(value)
+
+
+def _classes(runs: Sequence[Result]) -> Iterator[str]:
+    """Of a run all scores; of several the IoU of each, the other scores folded."""
+    scores = results.per_class(runs)
+    if not scores:
+        return
+    classes, palette = runs[0].classes, runs[0].scores.get("palette") or []
+    rows_of_truth = np.array(runs[0].scores.get("confusion") or np.zeros((len(classes), 1)))
+    shares = rows_of_truth.sum(1) / max(rows_of_truth.sum(), 1)
+
+    def table(caption: str, columns: Mapping[str, Sequence[float | None]]) -> str:
+        rows = []
+        for c, name in enumerate(classes):
+            colour = _swatch(palette[c]) if c < len(palette) else ""
+            cells = [_Cell(colour + _text(name)), _Cell(_percent(shares[c]), float(shares[c]))]
+            values = [values[c] for values in columns.values()]
+            first = best("iou", values) if len(runs) > 1 else set()
+            for i, value in enumerate(values):
+                kind = " ".join(filter(None, ("bar", "best" if i in first else "")))
+                bar = f"--v:{min(max(value, 0), 1):.4f}" if value is not None else "--v:0"
+                cells.append(_Cell(told(value), value, kind, bar))
+            rows.append(cells)
+        return _table(caption, ["class", "share of truth", *columns], rows, sortable=True)
+
+    absent = "“–”: a class that is neither in the truth nor predicted."
+    if len(runs) == 1:
+        columns = {html.escape(words(name)): of[0] for name, of in scores.items()}
+        yield table(absent, columns)
+        return
+    names = [_text(run.name) for run in runs]
+    for i, (score, of_runs) in enumerate(scores.items()):
+        # Names of runs are keys here, and differ.
+        body = table(f"{words(score)}. {absent}", dict(zip(names, of_runs, strict=True)))
+        name = html.escape(words(score))
+        yield body if i == 0 else f"<details><summary>{name}</summary>{body}</details>"
+
+
+def _confusion(runs: Sequence[Result]) -> Iterator[str]:
+    """Each run's matrix, and what it takes for what most."""
+    for i, run in enumerate(runs):
+        matrix = run.scores.get("confusion")
+        if not matrix or not sum(map(sum, matrix)):
+            continue
+        body = _matrix(run) if len(run.classes) <= _FULL_MATRIX else _heat(run)
+        if len(run.classes) > 2:
+            body += _top_confusions(run)
+        if len(runs) > 1:
+            state = " open" if i == 0 else ""
+            body = f"<details{state}><summary>{_text(run.name)}</summary>{body}</details>"
+        yield body
+
+
+def _matrix(run: Result) -> str:
+    few = " few" if len(run.classes) <= 4 else ""
+    rows = []
+    for c, counts in enumerate(run.scores["confusion"]):
+        total = sum(counts)
+        cells = [_Cell(_text(run.classes[c]))]
+        for p, count in enumerate(counts):
+            share = count / total if total else 0.0
+            number = _percent(share) if few else f"{100 * share:.0f}"
+            content = "" if not count else "<1" if not few and share < 0.005 else number
+            kind = "right" if c == p else ""
+            cells.append(_Cell(content if total else "–", None, kind, f"--v:{share:.3f}"))
+        rows.append(cells)
+    caption = (
+        "Rows: the truth; columns: what was predicted; per cent of the row's pixels. An empty "
+        "field: none at all. “–”: a class that is not in the truth."
+    )
+    kind = "" if few else ' class="of"'
+    heads = "".join(f"<th scope=col{kind}>{_text(name)}</th>" for name in run.classes)
+    body = "".join(_row(cells) for cells in rows)
+    return (
+        f'<div class=scroll tabindex=0 role=region aria-label="Confusion matrix">'
+        f'<table class="matrix{few}"><caption>{caption}</caption><thead><tr>'
+        f"<th scope=col>truth</th>{heads}</tr></thead><tbody>{body}</tbody></table></div>"
+    )
+
+
+def _heat(run: Result) -> str:
+    """The matrix of many classes as a picture, a pixel a field."""
+    counts = np.array(run.scores["confusion"], float)
+    shares = np.sqrt(counts / np.maximum(counts.sum(1, keepdims=True), 1))[..., None]
+    paper, wrong, right = ([255, 255, 255], [178, 24, 43], [0, 105, 92])
+    ink = np.where(np.eye(len(counts), dtype=bool)[..., None], right, wrong)
+    pixels = np.rint(paper + shares * (np.array(ink) - paper)).astype(np.uint8)
+    data = _encoded(Layer("", pixels, True), (len(counts), len(counts)))
+    name = f"Confusion matrix of {len(counts)} classes"
+    return (
+        f'<figure class=picture><img class=heat src="{data}" alt="{name}; its largest fields are '
+        f'in the table below" width={len(counts)} height={len(counts)}>'
+        f"<figcaption>{name} as a picture: rows are the truth, from the top; columns what was "
+        "predicted. Green on the diagonal: right; red beside it: taken for another class; the "
+        "stronger, the greater the (square root of the) share of the row.</figcaption></figure>"
+    )
+
+
+def _top_confusions(run: Result) -> str:
+    found = results.confusions(run.scores["confusion"])
+    rows = [
+        [
+            _Cell(_text(run.classes[true])),
+            _Cell(_text(run.classes[predicted]), kind="text"),
+            _Cell(_percent(share), share, "bar", f"--v:{share:.4f}"),
+            _Cell(f"{count:,}", count),
+        ]
+        for true, predicted, count, share in found[:_CONFUSIONS]
+    ]
+    if not rows:
+        return ""
+    heading = ["truth", "taken for", "share of the truth", "pixels"]
+    caption = "Most frequent confusions, by pixels."
+    return _table(caption, heading, rows, sortable=True)
+
+
+def _calibration(runs: Sequence[Result]) -> Iterator[str]:
+    held = [
+        (i, run, run.scores["calibration"])
+        for i, run in enumerate(runs)
+        if run.scores.get("calibration")
+    ]
+    held = [(i, run, of) for i, run, of in held if sum(of.get("count") or ())]
+    if not held:
+        return
+    told_of = []
+    for _, run, of in held:
+        errors = [f"{words(name)} {told(of[name])}" for name in ("ece", "mce") if name in of]
+        name = "" if len(runs) == 1 else f"{_text(run.name)}: "
+        told_of.append(f"{name}{', '.join(errors)}")
+    yield (
+        f"<p>How often the network is right where it is so sure; on the dashed line it knows "
+        f"exactly. {'; '.join(told_of)}.</p>"
+    )
+    lines = [Line(run.name, *_filled(of), index=i, marked=True) for i, run, of in held]
+    reliability = charts.line_chart(
+        lines,
+        title="Share of right pixels over confidence",
+        x_name="confidence",
+        y_name="share that is right",
+        x_range=(0, 1),
+        y_range=(0, 1),
+        diagonal=True,
+    )
+    edges = held[0][2]["edges"]
+    shares = [
+        (run.name, np.array(of["count"]) / sum(of["count"]))
+        for _, run, of in held
+        if of["edges"] == edges
+    ]
+    counts = charts.histogram(
+        shares,
+        edges,
+        title="Share of pixels over confidence",
+        x_name="confidence",
+        y_name="share of pixels",
+    )
+    yield (
+        f"{_keys(runs)}<div class=charts>{_chart('Reliability', reliability)}"
+        f"{_chart('How sure it is', counts)}</div>"
+    )
+    for _, run, of in held:
+        rows = [
+            [
+                _Cell(f"{low:.3f} to {high:.3f}"),
+                _Cell(f"{count:,}"),
+                *(_Cell(told(of[name][b])) for name in ("confidence", "accuracy")),
+            ]
+            for b, (low, high, count) in enumerate(
+                zip(of["edges"], of["edges"][1:], of["count"], strict=False)
+            )
+        ]
+        name = "" if len(runs) == 1 else f" of {_text(run.name)}"
+        body = _table(
+            "Means of the pixels in each bin of confidence.",
+            ["confidence from", "pixels", "mean confidence", "share that is right"],
+            rows,
+        )
+        yield f"<details><summary>Bins{name}</summary>{body}</details>"
+
+
+def _filled(calibration: Mapping[str, Any]) -> tuple[list[float], list[float]]:
+    """Confidence and accuracy of the bins that hold a pixel."""
+    bins = zip(*(calibration[k] for k in ("confidence", "accuracy", "count")), strict=True)
+    kept = [(x, y) for x, y, count in bins if count and x is not None and y is not None]
+    return [x for x, _ in kept], [y for _, y in kept]
+
+
+def _curves(runs: Sequence[Result]) -> Iterator[str]:
+    training = [[r for r in run.records if "learning_rate" in r] for run in runs]
+    held_out = [[r for r in run.records if "mean_iou" in r] for run in runs]
+    drawn = []
+    for name, records, key, unit in (
+        ("Training loss", training, "loss", "loss"),
+        ("Held-out loss", held_out, "loss", "cross-entropy, without weights"),
+        ("Held-out mean IoU", held_out, "mean_iou", "mean IoU"),
+        ("Learning rate", training, "learning_rate", "learning rate"),
+    ):
+        lines = [
+            Line(run.name, _column(of, "step"), _column(of, key), i, marked=records is held_out)
+            for i, (run, of) in enumerate(zip(runs, records, strict=True))
+            if of
+        ]
+        title = f"{name} over steps"
+        chart = charts.line_chart(lines, title=title, x_name="step", y_name=unit)
+        drawn.append(_chart(name, chart) if chart else "")
+    if not any(drawn):
+        return
+    yield f"{_keys(runs)}<div class=charts>{''.join(drawn)}</div>"
+    for run, told_of in zip(runs, held_out, strict=True):
+        names = [n for n in results.union(told_of) if n not in ("step", "time")]
+        rows = [
+            [_Cell(str(r["step"])), *(_Cell(told(r.get(n)), r.get(n)) for n in names)]
+            for r in told_of[-_ROWS:]
+        ]
+        if rows:
+            of = "" if len(runs) == 1 else f" of {_text(run.name)}"
+            heading = ["step", *(html.escape(words(n)) for n in names)]
+            body = _table("Held-out scores during training.", heading, rows)
+            yield f"<details class=screen><summary>Evaluations{of}</summary>{body}</details>"
+
+
+def _column(records: Sequence[Mapping[str, Any]], name: str) -> list[float]:
+    values = [record.get(name) for record in records]
+    return [math.nan if value is None else value for value in values]
+
+
+def _throughput(runs: Sequence[Result]) -> Iterator[str]:
+    columns: dict[str, list[str]] = {}
+    for i, run in enumerate(runs):
+        for record, name, form in (
+            ("images_per_second", "training, pictures per second", "{:.3g}"),
+            ("data_wait", "training, share of time waiting for data", "{:.1%}"),
+        ):
+            if values := [r[record] for r in run.records if r.get(record) is not None]:
+                columns.setdefault(name, [""] * len(runs))[i] = form.format(
+                    statistics.median(values)
+                )
+        for name, value in (run.scores.get("throughput") or {}).items():
+            shown = f"{value:.3g}" if isinstance(value, float) else str(value)
+            name = f"evaluation, {words(name)}"
+            columns.setdefault(name, [""] * len(runs))[i] = shown
+    if columns:
+        rows = [
+            [_Cell(html.escape(n)), *(_Cell(_text(v)) for v in of)] for n, of in columns.items()
+        ]
+        heading = ["", *(_text(run.name) for run in runs)]
+        yield _table("Of training the median of what was logged.", heading, rows)
+
+
+def _recipe(runs: Sequence[Result]) -> Iterator[str]:
+    heading = ["field", *(_text(run.name) for run in runs)]
+    if len(runs) > 1:
+        if unlike := results.differing(runs):
+            yield _table("What differs.", heading, _field_rows(unlike))
+        else:
+            yield "<p>The runs have the same settings.</p>"
+    every = {
+        name: [run.fields.get(name) for run in runs]
+        for name in results.union([run.fields for run in runs])
+    }
+    body = _table(
+        "All fields of the recipe, and those of its network.", heading, _field_rows(every)
+    )
+    yield body if len(runs) == 1 else f"<details><summary>All fields</summary>{body}</details>"
+
+
+def _field_rows(fields: Mapping[str, Sequence[Any]]) -> list[list[_Cell]]:
+    return [
+        [_Cell(_text(name)), *(_Cell(_text(results.short(v)), kind="text") for v in values)]
+        for name, values in fields.items()
+    ]
+
+
+def _environment(runs: Sequence[Result]) -> Iterator[str]:
+    told_of: list[dict[str, str]] = []
+    for run in runs:
+        of = dict(run.environment)
+        packages = of.pop("packages", None) or {}
+        command = of.pop("command", None) or []
+        values = {
+            "starts": len(run.starts),
+            **of,
+            **packages,
+            "command": " ".join(map(str, command)),
+        }
+        told_of.append({k: results.short(v) for k, v in values.items() if v not in (None, "")})
+    rows = [
+        [_Cell(_text(name)), *(_Cell(_text(of.get(name, "–")), kind="text") for of in told_of)]
+        for name in results.union(told_of)
+    ]
+    if any(run.starts for run in runs):
+        heading = ["", *(_text(run.name) for run in runs)]
+        yield _table("Where it was trained: the last start.", heading, rows)
+
+
+def _keys(runs: Sequence[Result]) -> str:
+    """Which line is whose, where there are several."""
+    if len(runs) == 1:
+        return ""
+    entries = "".join(f"<li>{_key(i)}{_text(run.name)}</li>" for i, run in enumerate(runs))
+    return f'<ul class=keys aria-label="Lines">{entries}</ul>'
+
+
+def _chart(name: str, svg: str) -> str:
+    return f"<figure><figcaption>{name}</figcaption>{svg}</figure>"
+
+
+def _swatch(colour: Sequence[int]) -> str:
+    red, green, blue = (int(value) for value in colour)
+    return f'<span class=swatch style="--colour:rgb({red} {green} {blue})"></span>'
+
+
+def _percent(share: float) -> str:
+    return f"{share:.1%}" if share >= 0.0005 or not share else "<0.1%"
+
+
+def _table(
+    caption: str, heading: Sequence[str], rows: Sequence[Sequence[_Cell]], *, sortable: bool = False
+) -> str:
+    """A table that scrolls by itself where the page is narrow; the first cells name the rows.
+
+    Headings and cells are HTML, the caption is text.
+    """
+    kind = " class=sortable" if sortable else ""
+    heads = "".join(f"<th scope=col>{name}</th>" for name in heading)
+    name = html.escape(caption)
+    return (
+        f'<div class=scroll tabindex=0 role=region aria-label="{name}"><table{kind}>'
+        f"<caption>{name}</caption><thead><tr>{heads}</tr></thead>"
+        f"<tbody>{''.join(_row(cells) for cells in rows)}</tbody></table></div>"
+    )
+
+
+def _row(cells: Sequence[_Cell]) -> str:
+    named, *rest = cells
+    parts = [f"<tr><th scope=row>{named.html}</th>"]
+    for cell in rest:
+        kind = f' class="{cell.kind}"' if cell.kind else ""
+        value = f' data-v="{cell.value:.8g}"' if cell.value is not None else ""
+        style = f' style="{cell.style}"' if cell.style else ""
+        parts.append(f"<td{kind}{value}{style}>{cell.html}</td>")
+    return "".join(parts) + "</tr>\n"
