@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-_WIDTH, _HEIGHT = 400, 250  # drawn as wide as its column, about this many pixels
+_WIDTH, _HEIGHT = 440, 250  # drawn as wide as its column, about this many pixels
 _LEFT, _RIGHT, _TOP, _BOTTOM = 52, 12, 12, 38  # around the plot, for numbers and names
 _POINTS = 300  # of a line; more are told by means
 _DASHES = ("", "7 3", "2 3", "9 3 2 3")  # a second way, beside colour, to tell lines apart
@@ -133,7 +133,7 @@ def key(index: int) -> str:
     """A short line as that of a series, for a legend."""
     style = f' stroke-dasharray="{dash}"' if (dash := _DASHES[index % len(_DASHES)]) else ""
     return (
-        '<svg viewBox="0 0 28 10" aria-hidden="true">'
+        '<svg class="key" viewBox="0 0 28 10" aria-hidden="true">'
         f'<path class="line s{index % COLOURS}"{style} d="M0,5H28"/></svg>'
     )
 

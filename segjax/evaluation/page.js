@@ -30,6 +30,13 @@ if (controls) {
     const stage = picture.querySelector(".stage");
     const slider = picture.querySelector("input[type=range]");
     slider.addEventListener("input", () => tell(picture));
+    const larger = document.createElement("button");
+    Object.assign(larger, { type: "button", textContent: "larger", ariaPressed: "false" });
+    larger.addEventListener("click", () => {
+      larger.ariaPressed = String(picture.classList.toggle("wide"));
+      larger.textContent = larger.ariaPressed === "true" ? "smaller" : "larger";
+    });
+    picture.querySelector("figcaption").prepend(larger);
     const drag = (event) => {
       const box = stage.getBoundingClientRect();
       slider.value = (100 * (event.clientX - box.left)) / box.width;

@@ -175,8 +175,9 @@ def _scores(runs: Sequence[Result]) -> Iterator[str]:
         first = best(score, values)
         cells = [_Cell(html.escape(words(score)))]
         for i, (run, value) in enumerate(zip(runs, values, strict=True)):
-            content = told(value) + _range(value, run.interval(score))
-            cells.append(_Cell(content, value, "best" if i in first else ""))
+            limits = run.interval(score)
+            small = f"<small>{told(limits[0])}–{told(limits[1])}</small>" if limits else ""
+            cells.append(_Cell(told(value) + small, value, "best" if i in first else ""))
         cells += [_Cell(results.pooled(runs, group, score)) for group in groups]
         cells += [_Cell(told(held.get(score)), held.get(score)) for held in others.values()]
         rows.append(cells)
@@ -184,24 +185,12 @@ def _scores(runs: Sequence[Result]) -> Iterator[str]:
         return
     said = ["Of all held-out pixels."]
     if any(run.scores.get("intervals") for run in runs):
-        said.append("Bars: 95 % intervals from 0 to 1, by bootstrap over the pictures.")
+        said.append("Beneath: 95 % intervals, by bootstrap over the pictures.")
     if groups:
         said.append("Seeds: mean ± deviation of a sample.")
     if len(runs) > 1:
         said.append("Bold: the best.")
     yield _table(" ".join(said), heading, rows)
-
-
-def _range(value: float | None, limits: tuple[float, float] | None) -> str:
-    """An interval as a bar, told by its words too."""
-    if value is None or limits is None:
-        return ""
-    low, at, high = (min(max(x, 0.0), 1.0) for x in (limits[0], value, limits[1]))
-    name = f"95 % interval: {told(limits[0])} to {told(limits[1])}"
-    return (
-        f'<span class=range role=img aria-label="{name}" title="{name}" '
-        f'style="--low:{low:.4f};--at:{at:.4f};--high:{high:.4f}"></span>'
-    )
 
 
 def _published(runs: Sequence[Result]) -> Iterator[str]:
@@ -261,7 +250,7 @@ def _picture(picture: Picture, side: int) -> str:
     reduced = f"; shown at {size[0]}×{size[1]} of {width}×{height} pixels" if factor < 1 else ""
     caption = f"<b>{html.escape(picture.rank)}</b> {_text(picture.id)}"
     if scores:
-        caption += f"; mean IoU {', '.join(scores)}"
+        caption += f"{'; ' if len(scores) == 1 else '<br>'}mean IoU {', '.join(scores)}"
     layers = "".join(
         f'<div class=layer><img src="{_encoded(layer, size)}" width={size[0]} height={size[1]} '
         f'alt="{html.escape(layer.name)} of {html.escape(picture.id)}">'
@@ -466,14 +455,14 @@ def _calibration(runs: Sequence[Result]) -> Iterator[str]:
     held = [(i, run, of) for i, run, of in held if sum(of.get("count") or ())]
     if not held:
         return
-    told_of = []
-    for _, run, of in held:
-        errors = [f"{words(name)} {told(of[name])}" for name in ("ece", "mce") if name in of]
-        name = "" if len(runs) == 1 else f"{_text(run.name)}: "
-        told_of.append(f"{name}{', '.join(errors)}")
+    errors = ""
+    if len(runs) == 1:
+        of = held[0][2]
+        named = [f"{words(name)} {told(of[name])}" for name in ("ece", "mce") if name in of]
+        errors = f" {', '.join(named)}." if named else ""
     yield (
-        f"<p>How often the network is right where it is so sure; on the dashed line it knows "
-        f"exactly. {'; '.join(told_of)}.</p>"
+        "<p>The share of pixels that are right, by how sure the network is; on the dashed line "
+        f"the two are the same.{errors}</p>"
     )
     lines = [Line(run.name, *_filled(of), index=i, marked=True) for i, run, of in held]
     reliability = charts.line_chart(
@@ -519,7 +508,7 @@ def _calibration(runs: Sequence[Result]) -> Iterator[str]:
             ["confidence from", "pixels", "mean confidence", "share that is right"],
             rows,
         )
-        yield f"<details><summary>Bins{name}</summary>{body}</details>"
+        yield f"<details class=screen><summary>Bins{name}</summary>{body}</details>"
 
 
 def _filled(calibration: Mapping[str, Any]) -> tuple[list[float], list[float]]:
@@ -666,7 +655,11 @@ def _table(
     Headings and cells are HTML, the caption is text.
     """
     kind = " class=sortable" if sortable else ""
-    heads = "".join(f"<th scope=col>{name}</th>" for name in heading)
+    written = [cell.kind == "text" for cell in rows[0]]
+    heads = "".join(
+        f"<th scope=col{' class=text' if left else ''}>{name}</th>"
+        for name, left in zip(heading, written, strict=True)
+    )
     name = html.escape(caption)
     return (
         f'<div class=scroll tabindex=0 role=region aria-label="{name}"><table{kind}>'

@@ -35,7 +35,15 @@ _OTHER_PARTS = frozenset(
 _LESS_IS_BETTER = frozenset({"loss", "ece", "mce", "calibration ece", "calibration mce"})
 # Fields that may differ between seeds of one recipe: they are of the machine or its disk.
 _ELSEWHERE = frozenset({"seed", "data", "workers", "cache", "log_every"})
-_SPECIAL = {"iou": "IoU", "ece": "ECE", "mce": "MCE", "pq": "PQ", "f1": "F1", "ap": "AP"}
+_SPECIAL = {
+    "iou": "IoU",
+    "dice": "Dice",
+    "ece": "ECE",
+    "mce": "MCE",
+    "pq": "PQ",
+    "f1": "F1",
+    "ap": "AP",
+}
 
 
 @dataclass(frozen=True, kw_only=True)
