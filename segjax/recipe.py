@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, ClassVar, Literal, get_args
 
 import jax
 import numpy as np
@@ -41,8 +41,37 @@ _COUNTS = ("steps", "batch_size", "workers", "evaluate_every", "log_every")
 
 
 @dataclass(frozen=True, kw_only=True)
+class Published:
+    """A figure that a paper gives for what a recipe trains; `segjax report` shows it beside ours.
+
+    Args:
+        value: a fraction in 0–1, as our scores are.
+        metric: the score's name in report/scores.json: "mean_iou".
+        split: of which pictures.
+        source: where it stands: paper and table, or the authors' page.
+
+    Raises:
+        SegjaxError: the value is no fraction.
+    """
+
+    value: float
+    metric: str
+    split: str
+    source: str
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.value <= 1:
+            raise SegjaxError(
+                f"The published {self.metric} is {self.value}; expected a fraction in 0–1."
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
 class Recipe(abc.ABC):
     """What a training needs. A script adds fields of its own and says how they come together."""
+
+    published: ClassVar[tuple[Published, ...]] = ()
+    """Figures of the paper, no option: published = (Published(value=0.627, …),)."""
 
     steps: int
     """Training steps."""

@@ -4,24 +4,21 @@ import math
 import warnings
 from collections.abc import Mapping, Sequence
 from datetime import datetime
-from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import jax
 import numpy as np
 import tyro
 from numpy.typing import NDArray
 
 from segjax.commands.run import Run, read_json, write_whole
-from segjax.commands.trained import Which, held_out, load
+from segjax.commands.trained import Which, held_out, load_step
 from segjax.data.audit import evenly
 from segjax.errors import SegjaxError, SegjaxWarning
 from segjax.evaluation import metrics, page, results, visualise
 from segjax.evaluation import report as reporting
 from segjax.evaluation.page import Layer, Picture
 from segjax.evaluation.results import Result
-from segjax.inference.predict import predict_label
 
 
 @tyro.conf.configure(tyro.conf.PositionalRequiredArgs)
@@ -103,13 +100,24 @@ def _result(run: Run, name: str) -> Result:
             score: [None if math.isnan(x) else x for x in np.asarray(values).tolist()]
             for score, values in each.items()
         }
+    recipe = read_json(run.folder / "recipe.json")
+    if not _are_figures(recipe.get("published", [])):
+        raise SegjaxError(
+            f"{run.folder / 'recipe.json'}: its 'published' is no list of figures. Restore the file."
+        )
     starts, records = run.folder / "environment.json", run.folder / "metrics.jsonl"
     return Result(
         name=name,
-        recipe=read_json(run.folder / "recipe.json"),
+        recipe=recipe,
         starts=read_json(starts) if starts.exists() else [],
         records=reporting.read_metrics(records) if records.exists() else [],
         scores=scores,
+    )
+
+
+def _are_figures(published: Any) -> bool:
+    return isinstance(published, list) and all(
+        isinstance(of, dict) and isinstance(of.get("value"), int | float) for of in published
     )
 
 
@@ -127,7 +135,10 @@ def _pictures(
         _examples(run, source, [each.places[i] for each in chosen], [each.id for each in chosen])
         for i, (run, source) in enumerate(zip(runs, sources, strict=True))
     ]
-    labels = [_labels(run, checkpoint, of) for run, of in zip(runs, examples, strict=True)]
+    labels = [
+        _labels(run, checkpoint, of, result.scores.get("step"))
+        for run, of, result in zip(runs, examples, found, strict=True)
+    ]
     palette, classes = sources[0].palette, sources[0].classes
     pictures = []
     for k, each in enumerate(chosen):
@@ -202,9 +213,15 @@ def _examples(
 
 
 def _labels(
-    run: Run, checkpoint: Which, examples: Sequence[Mapping[str, Any]]
-) -> list[NDArray[np.integer]]:
-    """What a run makes of pictures."""
-    _, predict, variables = load(run, checkpoint)
-    predict = partial(predict, jax.device_put(variables))
-    return [predict_label(predict, example["image"]) for example in examples]
+    run: Run, checkpoint: Which, examples: Sequence[Mapping[str, Any]], scored: int | None
+) -> list[NDArray[np.uint8]]:
+    """What a run makes of pictures; a warning if by another checkpoint than was scored."""
+    step, segmenter = load_step(run, checkpoint)
+    if scored is not None and step != scored:
+        warnings.warn(
+            f"{run.folder}: its scores are of step {scored}, its pictures of the {checkpoint} "
+            f"checkpoint, of step {step}. For both of one: segjax evaluate {run.folder}",
+            SegjaxWarning,
+            stacklevel=2,
+        )
+    return [segmenter.predict(example["image"]) for example in examples]

@@ -80,7 +80,8 @@ def train(recipe: "Recipe", folder: Path, *, name: str, restart: bool = False) -
             "classes": held_out.classes,
             "palette": held_out.palette,
         }
-        | ({"baseline": baseline} if baseline else {}),
+        | ({"baseline": baseline} if baseline else {})
+        | ({"published": [*map(dataclasses.asdict, of)]} if (of := recipe.published) else {}),
         restart=restart,
     )
     sharding.wait_for_all("start")  # for the first may be removing checkpoints still

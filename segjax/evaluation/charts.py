@@ -109,12 +109,13 @@ def histogram(
         An `<svg>`; nothing where all heights are 0.
     """
     at = np.asarray(edges, float)
-    series = [(name, np.asarray(values, float)) for name, values in counts]
+    series = [(name, np.asarray(values)) for name, values in counts]
+    whole = all(np.issubdtype(values.dtype, np.integer) for _, values in series)
     high = max((values.max(initial=0) for _, values in series), default=0)
     if not high:
         return ""
     x_axis = _Axis(at[0], at[-1], _LEFT, _WIDTH - _RIGHT, exact=True)
-    y_axis = _Axis(0, high, _HEIGHT - _BOTTOM, _TOP)
+    y_axis = _Axis(0, high, _HEIGHT - _BOTTOM, _TOP, least=1 if whole else 0)
     drawn = [_frame(x_axis, y_axis, x_name, y_name)]
     for index, (name, values) in enumerate(series):
         across = np.repeat(x_axis.all(at), 2)
@@ -150,12 +151,13 @@ class _Axis:
         *,
         log: bool = False,
         exact: bool = False,
+        least: float = 0,
     ) -> None:
         if low == high:
             low, high = low - (abs(low) or 1) / 2, high + (abs(high) or 1) / 2
             log = False
         self._of: Callable[[NDArray], NDArray] = np.log10 if log else np.asarray
-        self.ticks = _powers(low, high) if log else _round_values(low, high)
+        self.ticks = _powers(low, high) if log else _round_values(low, high, least)
         if not exact:  # the ends are ticks, so that no value touches the frame
             if not log:
                 step = self.ticks[1] - self.ticks[0]
@@ -177,9 +179,9 @@ class _Axis:
         return float(self.all(np.array(value, float)))
 
 
-def _round_values(low: float, high: float) -> list[float]:
+def _round_values(low: float, high: float, least: float) -> list[float]:
     """About five values at steps of 1, 2 or 5 times a power of ten, the first two at least."""
-    size = (high - low) / 5
+    size = max((high - low) / 5, least)
     power = 10.0 ** math.floor(math.log10(size))
     step = power * next(m for m in (1, 2, 5, 10) if m * power >= size * (1 - 1e-9))
     first, last = math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9)

@@ -27,6 +27,8 @@ _SCRIPT = Path(__file__).with_name("page.js")
 _CARDS = ("mean_iou", "dice", "boundary_iou", "f1", "pixel_accuracy")  # the first four there are
 _FULL_MATRIX = 32  # classes up to which a confusion matrix is told in numbers
 _CONFUSIONS = 20  # told of what is taken for what
+_RADIOS = 4  # layers up to which all are shown at once to choose from
+_TALL = 40  # rows above which a table scrolls by itself
 _ROWS = 300  # of a table of pictures
 _SIDE = 800  # of a picture on the page, at most
 _PIXELS = 12_000_000  # of all pictures together: with them a page has a few megabytes
@@ -216,19 +218,10 @@ def _pictures(
     if not pictures:
         return
     names = [layer.name for layer in pictures[0].layers]
-    right = min(2, len(names) - 1)  # the prediction, over the truth
-    many = " many" if len(names) > 4 else ""
-    fieldsets = "".join(
-        f"<fieldset><legend>{side.title()}</legend><div class=options>"
-        + "".join(
-            f"<label><input type=radio name={side} value={i}{' checked' if i == at else ''}>"
-            f"<span>{_text(name)}</span></label>"
-            for i, name in enumerate(names)
-        )
-        + "</div></fieldset>"
-        for side, at in (("left", min(1, right)), ("right", right))
-    )
-    yield f'<form class="layers{many}" autocomplete=off hidden>{fieldsets}</form>'
+    sides = zip(("left", "right"), (names.index("truth"), names.index("truth") + 1), strict=True)
+    choice = _radios if len(names) <= _RADIOS else _select
+    choices = "".join(choice(side, names, at) for side, at in sides)
+    yield f"<form class=layers autocomplete=off hidden>{choices}</form>"
     swatches = "".join(f"<li>{_swatch(colour)}{_text(name)}</li>" for name, colour in legend)
     yield f'<ul class=keys aria-label="Colours">{swatches}</ul>'
     total = sum(len(picture.layers) for picture in pictures)
@@ -237,6 +230,24 @@ def _pictures(
     for picture in pictures:
         yield _picture(picture, side)
     yield "</div>"
+
+
+def _radios(side: str, names: Sequence[str], chosen: int) -> str:
+    options = "".join(
+        f"<label><input type=radio name={side} value={i}{' checked' * (i == chosen)}>"
+        f"<span>{_text(name)}</span></label>"
+        for i, name in enumerate(names)
+    )
+    legend = f"<legend>{side.title()}</legend>"
+    return f"<fieldset>{legend}<div class=options>{options}</div></fieldset>"
+
+
+def _select(side: str, names: Sequence[str], chosen: int) -> str:
+    options = "".join(
+        f"<option value={i}{' selected' * (i == chosen)}>{html.escape(name)}</option>"
+        for i, name in enumerate(names)
+    )
+    return f"<label>{side.title()} <select name={side}>{options}</select></label>"
 
 
 def _picture(picture: Picture, side: int) -> str:
@@ -394,7 +405,8 @@ def _matrix(run: Result) -> str:
             number = _percent(share) if few else f"{100 * share:.0f}"
             content = "" if not count else "<1" if not few and share < 0.005 else number
             kind = "right" if c == p else ""
-            cells.append(_Cell(content if total else "–", None, kind, f"--v:{share:.3f}"))
+            ink = share if c == p else math.sqrt(share)  # for the errors are small
+            cells.append(_Cell(content if total else "–", None, kind, f"--v:{ink:.3f}"))
         rows.append(cells)
     caption = (
         "Rows: the truth; columns: what was predicted; per cent of the row's pixels. An empty "
@@ -420,7 +432,7 @@ def _heat(run: Result) -> str:
     data = _encoded(Layer("", pixels, True), (len(counts), len(counts)))
     name = f"Confusion matrix of {len(counts)} classes"
     return (
-        f'<figure class=picture><img class=heat src="{data}" alt="{name}; its largest fields are '
+        f'<figure class=matrix><img class=heat src="{data}" alt="{name}; its largest fields are '
         f'in the table below" width={len(counts)} height={len(counts)}>'
         f"<figcaption>{name} as a picture: rows are the truth, from the top; columns what was "
         "predicted. Green on the diagonal: right; red beside it: taken for another class; the "
@@ -616,6 +628,7 @@ def _environment(runs: Sequence[Result]) -> Iterator[str]:
             **packages,
             "command": " ".join(map(str, command)),
         }
+        values["devices"] = ", ".join(map(str, of.get("devices") or []))
         told_of.append({k: results.short(v) for k, v in values.items() if v not in (None, "")})
     rows = [
         [_Cell(_text(name)), *(_Cell(_text(of.get(name, "–")), kind="text") for of in told_of)]
@@ -655,6 +668,7 @@ def _table(
     Headings and cells are HTML, the caption is text.
     """
     kind = " class=sortable" if sortable else ""
+    tall = " tall" if len(rows) > _TALL else ""
     written = [cell.kind == "text" for cell in rows[0]]
     heads = "".join(
         f"<th scope=col{' class=text' if left else ''}>{name}</th>"
@@ -662,7 +676,7 @@ def _table(
     )
     name = html.escape(caption)
     return (
-        f'<div class=scroll tabindex=0 role=region aria-label="{name}"><table{kind}>'
+        f'<div class="scroll{tall}" tabindex=0 role=region aria-label="{name}"><table{kind}>'
         f"<caption>{name}</caption><thead><tr>{heads}</tr></thead>"
         f"<tbody>{''.join(_row(cells) for cells in rows)}</tbody></table></div>"
     )
