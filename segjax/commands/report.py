@@ -103,7 +103,8 @@ def _result(run: Run, name: str) -> Result:
     recipe = read_json(run.folder / "recipe.json")
     if not _are_figures(recipe.get("published", [])):
         raise SegjaxError(
-            f"{run.folder / 'recipe.json'}: its 'published' is no list of figures. Restore the file."
+            f"{run.folder / 'recipe.json'}: its 'published' is no list of figures. Restore the "
+            "file."
         )
     starts, records = run.folder / "environment.json", run.folder / "metrics.jsonl"
     return Result(

@@ -403,7 +403,7 @@ def _matrix(run: Result) -> str:
         for p, count in enumerate(counts):
             share = count / total if total else 0.0
             number = _percent(share) if few else f"{100 * share:.0f}"
-            content = "" if not count else "<1" if not few and share < 0.005 else number
+            content = "" if not count else "&lt;1" if not few and share < 0.005 else number
             kind = "right" if c == p else ""
             ink = share if c == p else math.sqrt(share)  # for the errors are small
             cells.append(_Cell(content if total else "–", None, kind, f"--v:{ink:.3f}"))
@@ -657,7 +657,7 @@ def _swatch(colour: Sequence[int]) -> str:
 
 
 def _percent(share: float) -> str:
-    return f"{share:.1%}" if share >= 0.0005 or not share else "<0.1%"
+    return f"{share:.1%}" if share >= 0.0005 or not share else "&lt;0.1%"
 
 
 def _table(
