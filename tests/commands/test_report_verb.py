@@ -1,0 +1,152 @@
+"""The verb `report` on runs that were trained a little."""
+
+import json
+import shutil
+import sys
+
+import numpy as np
+import pytest
+
+from segjax.__main__ import main
+from segjax.commands.report import report
+from segjax.errors import SegjaxError, SegjaxWarning
+
+
+@pytest.fixture(scope="module")
+def evaluated(trained):
+    """The run, with the scores of its two pictures, the second the worse."""
+    run = trained / "run"
+    path = run / "report/scores.json"
+    scores = json.loads(path.read_text())
+    pictures = [{"id": "0", "mean_iou": 0.75}, {"id": "1", "mean_iou": 0.25}]
+    per_class = {"iou": [0.5, None]}
+    path.write_text(json.dumps(scores | {"pictures": pictures, "per_class": per_class}))
+    return run
+
+
+def copied(run, home, **changes):
+    """The run in another folder, its scores changed."""
+    shutil.copytree(run, home)
+    path = home / "report/scores.json"
+    scores = json.loads(path.read_text()) | changes
+    path.write_text(json.dumps({k: v for k, v in scores.items() if v is not ...}))
+    return home
+
+
+def test_a_page_markdown_and_json_are_written(evaluated, capsys):
+    report((evaluated,))
+    home = evaluated / "report"
+    assert f"Look at {home / 'report.html'}" in capsys.readouterr().out
+    page = (home / "report.html").read_text()
+    assert page.index("<b>worst 1</b> <bdi>1</bdi>") < page.index("<b>worst 2</b> <bdi>0</bdi>")
+    assert page.count("<img ") == 2 * 4
+    assert "<bdi>dark</bdi>" in page and "<bdi>light</bdi>" in page
+    assert (home / "report.md").read_text().startswith("# run\n")
+    stored = json.loads((home / "report.json").read_text())
+    assert stored["runs"][0]["scores"]["pictures"][1]["mean_iou"] == 0.25
+    assert stored["runs"][0]["fields"]["model num_classes"] == 2
+
+
+def test_two_runs_stand_side_by_side(evaluated, tmp_path):
+    other = copied(evaluated, tmp_path / "other")
+    recipe = json.loads((other / "recipe.json").read_text())
+    recipe["fields"]["seed"] = 7
+    (other / "recipe.json").write_text(json.dumps(recipe))
+    report((evaluated, other), out=tmp_path / "both", pictures=1)
+    page = (tmp_path / "both/report.html").read_text()
+    assert "<title>2 runs – report" in page and "2 seeds" in page
+    assert page.count("<img ") == 2 + 2 * 2
+    assert "<bdi>other: prediction</bdi>" in page
+
+
+def test_labels_are_those_of_predict(evaluated, tmp_path, monkeypatch):
+    import segjax
+    from segjax.commands import report as module
+    from segjax.commands.run import Run
+    from segjax.commands.trained import held_out
+
+    drawn = {}
+    monkeypatch.setattr(
+        module.page, "page", lambda _, pictures, *__, **___: drawn.setdefault("p", pictures) and ""
+    )
+    report((evaluated,), out=tmp_path)
+    source = held_out(Run(evaluated))
+    for picture in drawn["p"]:
+        example = source[int(picture.id)]
+        label = segjax.load(evaluated).predict(example["image"])
+        layers = {layer.name: layer.pixels for layer in picture.layers}
+        np.testing.assert_array_equal(layers["prediction"][..., 0] // 255, label)
+        np.testing.assert_array_equal(layers["truth"][..., 0] // 255, example["label"])
+
+
+def test_none_of_the_pictures_needs_no_data_and_no_network(evaluated, tmp_path):
+    run = copied(evaluated, tmp_path / "run")
+    shutil.rmtree(run / "checkpoints")
+    report((run,), pictures=0)
+    assert "<img" not in (run / "report/report.html").read_text()
+
+
+def test_scores_of_an_earlier_version_are_told_and_used(evaluated, tmp_path):
+    run = copied(evaluated, tmp_path / "run", pictures=..., per_class=...)
+    with pytest.warns(SegjaxWarning, match="without per_class and pictures.*segjax evaluate"):
+        report((run,))
+    page = (run / "report/report.html").read_text()
+    assert page.count("<img ") == 2 * 4 and "worst 1" not in page
+    assert "precision" in page  # of the confusion matrix
+
+
+def test_a_run_that_is_not_evaluated_is_told_what_to_do(evaluated, tmp_path):
+    run = copied(evaluated, tmp_path / "run")
+    (run / "report/scores.json").unlink()
+    with pytest.raises(SegjaxError, match=r"not evaluated yet .* segjax evaluate .*run"):
+        report((run,))
+
+
+def test_scores_of_other_pictures_are_told(evaluated, tmp_path):
+    pictures = [{"id": "0", "mean_iou": 0.5}, {"id": "gone", "mean_iou": 0.1}]
+    run = copied(evaluated, tmp_path / "run", pictures=pictures)
+    with pytest.raises(SegjaxError, match=r"of other pictures .*: gone is gone from its place"):
+        report((run,))
+
+
+def test_scores_of_another_checkpoint_are_told(evaluated, tmp_path):
+    run = copied(evaluated, tmp_path / "run", step=99)
+    with pytest.warns(SegjaxWarning, match="scores are of step 99, its pictures of the best"):
+        report((run,))
+
+
+def test_damaged_files_are_told(evaluated, tmp_path):
+    run = copied(evaluated, tmp_path / "run", confusion=[[1]])
+    with pytest.raises(SegjaxError, match=r"scores\.json: its 'confusion' is"):
+        report((run,))
+    run = copied(evaluated, tmp_path / "other", classes=["a", "b"])
+    with pytest.raises(SegjaxError, match="of other classes than the run's"):
+        report((run,))
+    run = copied(evaluated, tmp_path / "third")
+    recipe = json.loads((run / "recipe.json").read_text()) | {"published": "0.5"}
+    (run / "recipe.json").write_text(json.dumps(recipe))
+    with pytest.raises(SegjaxError, match="its 'published' is no list of figures"):
+        report((run,))
+
+
+def test_runs_of_other_classes_and_one_run_twice_are_told(evaluated, tmp_path):
+    run = copied(evaluated, tmp_path / "run", classes=["a", "b"])
+    recipe = json.loads((run / "recipe.json").read_text()) | {"classes": ["a", "b"]}
+    (run / "recipe.json").write_text(json.dumps(recipe))
+    with pytest.raises(SegjaxError, match="has the classes a, b, .* dark, light"):
+        report((evaluated, run))
+    with pytest.raises(SegjaxError, match="named twice"):
+        report((evaluated, evaluated))
+    with pytest.raises(SegjaxError, match="--pictures is -1"):
+        report((evaluated,), pictures=-1)
+
+
+def test_the_command(evaluated, tmp_path, monkeypatch, capsys):
+    argv = ["segjax", "report", str(evaluated), "--pictures", "2", "--out", str(tmp_path / "x")]
+    monkeypatch.setattr(sys, "argv", argv)
+    main()
+    assert (tmp_path / "x/report.html").exists()
+    monkeypatch.setattr(sys, "argv", ["segjax", "report", str(tmp_path / "nothing")])
+    with pytest.raises(SystemExit) as stopped:
+        main()
+    assert stopped.value.code == 2 and "no run here" in capsys.readouterr().err
