@@ -7,9 +7,14 @@ import sys
 import numpy as np
 import pytest
 
+import segjax
 from segjax.__main__ import main
+from segjax.commands.report import page as page_module
 from segjax.commands.report import report
+from segjax.commands.run import Run
+from segjax.commands.trained import held_out
 from segjax.errors import SegjaxError, SegjaxWarning
+from segjax.recipe import Published
 
 
 @pytest.fixture(scope="module")
@@ -47,6 +52,16 @@ def test_a_page_markdown_and_json_are_written(evaluated, capsys):
     assert stored["runs"][0]["fields"]["model num_classes"] == 2
 
 
+def test_what_a_paper_found_stands_beside(evaluated):
+    """As `train` has written it down."""
+    report((evaluated,), pictures=0)
+    page = (evaluated / "report/report.html").read_text()
+    ours = json.loads((evaluated / "report/scores.json").read_text())["mean_iou"]
+    assert f"<td>0.6250</td><td>{ours:.4f}</td>" in page and "<bdi>nobody, Table 1</bdi>" in page
+    with pytest.raises(SegjaxError, match=r"published mean_iou is 62\.5; expected a fraction"):
+        Published(value=62.5, metric="mean_iou", split="val", source="nobody")
+
+
 def test_two_runs_stand_side_by_side(evaluated, tmp_path):
     other = copied(evaluated, tmp_path / "other")
     recipe = json.loads((other / "recipe.json").read_text())
@@ -60,18 +75,16 @@ def test_two_runs_stand_side_by_side(evaluated, tmp_path):
 
 
 def test_labels_are_those_of_predict(evaluated, tmp_path, monkeypatch):
-    import segjax
-    from segjax.commands import report as module
-    from segjax.commands.run import Run
-    from segjax.commands.trained import held_out
-
     drawn = {}
-    monkeypatch.setattr(
-        module.page, "page", lambda _, pictures, *__, **___: drawn.setdefault("p", pictures) and ""
-    )
+
+    def kept(_, pictures, *__, **___):
+        drawn["pictures"] = pictures
+        return ""
+
+    monkeypatch.setattr(page_module, "page", kept)
     report((evaluated,), out=tmp_path)
     source = held_out(Run(evaluated))
-    for picture in drawn["p"]:
+    for picture in drawn["pictures"]:
         example = source[int(picture.id)]
         label = segjax.load(evaluated).predict(example["image"])
         layers = {layer.name: layer.pixels for layer in picture.layers}
@@ -133,7 +146,7 @@ def test_runs_of_other_classes_and_one_run_twice_are_told(evaluated, tmp_path):
     run = copied(evaluated, tmp_path / "run", classes=["a", "b"])
     recipe = json.loads((run / "recipe.json").read_text()) | {"classes": ["a", "b"]}
     (run / "recipe.json").write_text(json.dumps(recipe))
-    with pytest.raises(SegjaxError, match="has the classes a, b, .* dark, light"):
+    with pytest.raises(SegjaxError, match=r"has the classes a, b, .* dark, light"):
         report((evaluated, run))
     with pytest.raises(SegjaxError, match="named twice"):
         report((evaluated, evaluated))
