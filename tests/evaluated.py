@@ -34,6 +34,8 @@ def scores_made(names, *, pictures=12, seed=0):
         "mean_iou": 0.7 + seed / 100,
         "pixel_accuracy": 0.9,
         "mean_dice": None,
+        "object_f1": 0.6,
+        "calibration_ece": 0.03,
         "classes": list(names),
         "palette": rng.integers(0, 256, (n, 3)).tolist(),
         "confusion": matrix.tolist(),
@@ -54,7 +56,7 @@ def scores_made(names, *, pictures=12, seed=0):
             "ece": 0.03,
             "mce": 0.11,
         },
-        "objects": {"f1": 0.5, "by_threshold": [0.6, 0.4]},
+        "objects": {"threshold": [0.5, 0.75, 0.95], "f1": [0.6, 0.4, None], "true": 31},
         "throughput": {"pictures_per_second": 31.4, "device": "cpu"},
         "others": {"Otsu": {"mean_iou": 0.6}},
     }

@@ -84,7 +84,7 @@ def page(
         notes: what a reader has to know, a sentence each.
     """
     sections = [
-        ("scores", "Scores", [*_cards(runs), *_scores(runs), *_published(runs)]),
+        ("scores", "Scores", [*_cards(runs), *_scores(runs), *_published(runs), *_objects(runs)]),
         ("pictures", "Worst and best pictures", [*_pictures(pictures, legend), *_ranking(runs)]),
         ("classes", "Classes", _classes(runs)),
         ("confusion", "What is taken for what", _confusion(runs)),
@@ -193,6 +193,19 @@ def _scores(runs: Sequence[Result]) -> Iterator[str]:
     if len(runs) > 1:
         said.append("Bold: the best.")
     yield _table(" ".join(said), heading, rows)
+
+
+def _objects(runs: Sequence[Result]) -> Iterator[str]:
+    """How well objects are found where more and more of each has to be."""
+    lines = [
+        Line(run.name, of["threshold"], _column_of(of["f1"]), i, marked=True)
+        for i, run in enumerate(runs)
+        if (of := run.scores.get("objects"))
+    ]
+    name = "F1 of objects over the IoU from which one counts as found"
+    options: Any = {"x_name": "IoU", "y_name": "F1", "y_range": (0, 1)}
+    if chart := charts.line_chart(lines, title=name, **options):
+        yield f"{_keys(runs)}<div class=charts>{_chart(name, chart)}</div>"
 
 
 def _published(runs: Sequence[Result]) -> Iterator[str]:
@@ -565,7 +578,10 @@ def _curves(runs: Sequence[Result]) -> Iterator[str]:
 
 
 def _column(records: Sequence[Mapping[str, Any]], name: str) -> list[float]:
-    values = [record.get(name) for record in records]
+    return _column_of([record.get(name) for record in records])
+
+
+def _column_of(values: Sequence[float | None]) -> list[float]:
     return [math.nan if value is None else value for value in values]
 
 

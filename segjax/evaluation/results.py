@@ -32,10 +32,11 @@ _OTHER_PARTS = frozenset(
         "others",
     }
 )
-_LESS_IS_BETTER = frozenset({"loss", "ece", "mce", "calibration ece", "calibration mce"})
+_LESS_IS_BETTER = ("loss", "ece", "mce")  # what such a score's name ends in
 # Fields that may differ between seeds of one recipe: they are of the machine or its disk.
 _ELSEWHERE = frozenset({"seed", "data", "workers", "cache", "log_every"})
 _SPECIAL = {
+    "dsb2018": "DSB 2018",
     "iou": "IoU",
     "dice": "Dice",
     "ece": "ECE",
@@ -72,11 +73,7 @@ class Result:
     @property
     def overall(self) -> dict[str, float | None]:
         """The scores of the whole data set by name; None is one that has no value."""
-        found = {k: v for k, v in self.scores.items() if k not in _OTHER_PARTS and _is_score(v)}
-        for part in ("objects", "calibration"):
-            held = self.scores.get(part) or {}
-            found |= {f"{part} {k}": v for k, v in held.items() if _is_score(v)}
-        return found
+        return {k: v for k, v in self.scores.items() if k not in _OTHER_PARTS and _is_score(v)}
 
     @property
     def fields(self) -> dict[str, Any]:
@@ -133,6 +130,11 @@ def check(scores: Any, path: str) -> None:
             and all(many(value.get(k), _is_score, bins) for k in ("confidence", "accuracy"))
         )
 
+    def is_objects(value: Any) -> bool:
+        held: dict[str, Any] = value if isinstance(value, dict) else {}
+        at, f1 = held.get("threshold"), held.get("f1")
+        return many(at, _is_score) and many(f1, _is_score) and len(at or ()) == len(f1 or ())
+
     kinds = {
         "step": count,
         "palette": lambda value: many(value, lambda of: many(of, count, 3), number),
@@ -141,7 +143,7 @@ def check(scores: Any, path: str) -> None:
         "intervals": lambda value: named(value, lambda of: many(of, _is_score, 2) or of is None),
         "pictures": lambda value: many(value, _is_picture),
         "calibration": is_calibration,
-        "objects": lambda value: isinstance(value, dict),
+        "objects": is_objects,
         "throughput": lambda value: isinstance(value, dict),
         "others": lambda value: named(value, lambda of: named(of, _is_score)),
     }
@@ -200,7 +202,7 @@ def best(score: str, values: Sequence[float | None]) -> set[int]:
     given = [value for value in values if value is not None]
     if len(given) < 2 or len(set(given)) < 2:
         return set()
-    wanted = min(given) if score in _LESS_IS_BETTER else max(given)
+    wanted = min(given) if score.endswith(_LESS_IS_BETTER) else max(given)
     return {i for i, value in enumerate(values) if value == wanted}
 
 

@@ -81,7 +81,7 @@ def test_a_run_is_told_whole():
         "31.4",
     ):
         assert expected in told
-    assert text.count('<svg class="chart"') == 7
+    assert text.count('<svg class="chart"') == 8
 
 
 def test_it_loads_nothing_and_says_so_to_the_browser():

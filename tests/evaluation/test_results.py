@@ -20,15 +20,14 @@ def test_overall_scores_are_those_of_the_whole_set():
     assert result_made(mean_iou=0.7).overall == {
         "mean_iou": 0.7,
         "pixel_accuracy": 0.9,
-        "objects f1": 0.5,
-        "calibration ece": 0.03,
-        "calibration mce": 0.11,
+        "object_f1": 0.6,
+        "calibration_ece": 0.03,
     }
 
 
 def test_names_of_scores_are_those_of_the_field():
-    names = ("mean_iou", "boundary_iou", "calibration ece", "objects f1", "mean_dice")
-    told = ["mean IoU", "boundary IoU", "calibration ECE", "objects F1", "mean Dice"]
+    names = ("mean_iou", "boundary_iou", "calibration_ece", "object_dsb2018", "mean_dice")
+    told = ["mean IoU", "boundary IoU", "calibration ECE", "object DSB 2018", "mean Dice"]
     assert [results.words(name) for name in names] == told
 
 
@@ -55,7 +54,7 @@ def test_seeds_are_pooled_by_mean_and_deviation_of_a_sample():
 
 def test_the_best_is_the_greatest_but_of_errors_the_least():
     assert results.best("mean_iou", [0.5, None, 0.7, 0.7]) == {2, 3}
-    assert results.best("calibration ece", [0.5, None, 0.7]) == {0}
+    assert results.best("calibration_ece", [0.5, None, 0.7]) == {0}
     assert results.best("mean_iou", [0.5, None]) == set()
     assert results.best("mean_iou", [0.5, 0.5]) == set()
 
@@ -150,6 +149,7 @@ def test_whole_scores_and_those_of_an_earlier_version_can_be_used():
         ("calibration", {"edges": [0, 1], "count": [1], "confidence": [0.5], "accuracy": []}),
         ("calibration", []),
         ("objects", 5),
+        ("objects", {"threshold": [0.5], "f1": []}),
         ("throughput", "fast"),
         ("others", {"Otsu": 0.5}),
         ("step", "last"),
