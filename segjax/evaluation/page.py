@@ -84,7 +84,7 @@ def page(
         notes: what a reader has to know, a sentence each.
     """
     sections = [
-        ("scores", "Scores", [*_cards(runs), *_scores(runs), *_published(runs), *_objects(runs)]),
+        ("scores", "Scores", [*_cards(runs), *_scores(runs), *_published(runs)]),
         ("pictures", "Worst and best pictures", [*_pictures(pictures, legend), *_ranking(runs)]),
         ("classes", "Classes", _classes(runs)),
         ("confusion", "What is taken for what", _confusion(runs)),
@@ -168,31 +168,41 @@ def _scores(runs: Sequence[Result]) -> Iterator[str]:
     """All overall scores, a column for each run, for seeds together, for each baseline."""
     groups = results.seeds(runs)
     others = (runs[0].scores.get("others") or {}) if len(runs) == 1 else {}
-    heading = ["score", *(_text(run.name) for run in runs)]
+    told_apart = len(runs) == 1 and bool(runs[0].scores.get("intervals"))  # in their own column
+    heading = ["score", *(_text(run.name) for run in runs), *["95 % interval"] * told_apart]
     heading += [html.escape(results.group_name(runs, group)) for group in groups]
     heading += [_text(name) for name in others]
     rows = []
     for score in results.union([run.overall for run in runs]):
         values = [run.overall.get(score) for run in runs]
+        intervals = [_interval(run, score) for run in runs]
         first = best(score, values)
         cells = [_Cell(html.escape(words(score)))]
-        for i, (run, value) in enumerate(zip(runs, values, strict=True)):
-            limits = run.interval(score)
-            small = f"<small>{told(limits[0])}–{told(limits[1])}</small>" if limits else ""
+        for i, value in enumerate(values):
+            small = f"<small>{intervals[i]}</small>" if intervals[i] and not told_apart else ""
             cells.append(_Cell(told(value) + small, value, "best" if i in first else ""))
+        cells += [_Cell(intervals[0], kind="muted")] if told_apart else []
         cells += [_Cell(results.pooled(runs, group, score)) for group in groups]
         cells += [_Cell(told(held.get(score)), held.get(score)) for held in others.values()]
         rows.append(cells)
     if not rows:
         return
-    said = ["Of all held-out pixels."]
+    said = ["Over all held-out pictures."]
     if any(run.scores.get("intervals") for run in runs):
-        said.append("Beneath: 95 % intervals, by bootstrap over the pictures.")
+        where = "" if told_apart else "Beneath: "
+        said.append(f"{where}95 % intervals, by bootstrap over the pictures.")
     if groups:
         said.append("Seeds: mean ± deviation of a sample.")
     if len(runs) > 1:
         said.append("Bold: the best.")
-    yield _table(" ".join(said), heading, rows)
+    beside = "".join(_objects(runs))
+    table = _table(" ".join(said), heading, rows)
+    yield f"<div class=beside>{table}{beside}</div>" if len(runs) == 1 else table + beside
+
+
+def _interval(run: Result, score: str) -> str:
+    limits = run.interval(score)
+    return f"{told(limits[0])}–{told(limits[1])}" if limits else ""
 
 
 def _objects(runs: Sequence[Result]) -> Iterator[str]:
@@ -430,7 +440,7 @@ def _matrix(run: Result) -> str:
     body = "".join(_row(cells) for cells in rows)
     return (
         f'<div class=scroll tabindex=0 role=region aria-label="Confusion matrix">'
-        f'<table class="matrix{few}"><caption>{caption}</caption><thead><tr>'
+        f'<table class="matrix{few}"><caption><span>{caption}</span></caption><thead><tr>'
         f"<th scope=col>truth</th>{heads}</tr></thead><tbody>{body}</tbody></table></div>"
     )
 
@@ -693,7 +703,7 @@ def _table(
     name = html.escape(caption)
     return (
         f'<div class="scroll{tall}" tabindex=0 role=region aria-label="{name}"><table{kind}>'
-        f"<caption>{name}</caption><thead><tr>{heads}</tr></thead>"
+        f"<caption><span>{name}</span></caption><thead><tr>{heads}</tr></thead>"
         f"<tbody>{''.join(_row(cells) for cells in rows)}</tbody></table></div>"
     )
 

@@ -161,7 +161,7 @@ def _is_picture(value: Any) -> bool:
 
 
 def _is_score(value: Any) -> bool:
-    return value is None or (isinstance(value, int | float) and not isinstance(value, bool))
+    return value is None or (type(value) in (int, float) and math.isfinite(value))
 
 
 def union(parts: Sequence[Mapping[str, Any]]) -> list[str]:

@@ -145,6 +145,7 @@ def test_whole_scores_and_those_of_an_earlier_version_can_be_used():
         ("per_class", [0.5, 0.5]),
         ("intervals", {"mean_iou": [0.5]}),
         ("pictures", [{"mean_iou": 0.5}]),
+        ("pictures", [{"id": "a", "mean_iou": float("nan")}]),  # no JSON, though Python reads it
         ("pictures", [{"id": "a", "mean_iou": "high"}]),
         ("calibration", {"edges": [0, 1], "count": [1], "confidence": [0.5], "accuracy": []}),
         ("calibration", []),
