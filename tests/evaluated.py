@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from segjax.evaluation.page import Layer, Picture
+from segjax.evaluation.comparison import Layer, Picture
 from segjax.evaluation.results import Result
 
 HOSTILE = (

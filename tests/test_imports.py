@@ -40,7 +40,15 @@ LEAVES = {
     "segjax.training": {},
     "segjax.inference": {"segjax.inference.predict": {"segjax.inference.tiles"}},
     "segjax.evaluation": {
-        "segjax.evaluation.page": {"segjax.evaluation.charts", "segjax.evaluation.results"}
+        # A page has parts, and tells what results are.
+        "segjax.evaluation.page": {
+            f"segjax.evaluation.{name}"
+            for name in ("charts", "comparison", "confusion", "markup", "results")
+        },
+        "segjax.evaluation.confusion": {
+            f"segjax.evaluation.{name}" for name in ("comparison", "markup", "results")
+        },
+        "segjax.evaluation.comparison": {"segjax.evaluation.markup", "segjax.evaluation.results"},
     },
 }
 

@@ -17,7 +17,7 @@ from segjax.data.audit import evenly
 from segjax.errors import SegjaxError, SegjaxWarning
 from segjax.evaluation import metrics, page, results, visualise
 from segjax.evaluation import report as reporting
-from segjax.evaluation.page import Layer, Picture
+from segjax.evaluation.comparison import Layer, Picture
 from segjax.evaluation.results import Result
 
 
@@ -45,21 +45,28 @@ def report(
     if pictures < 0:
         raise SegjaxError(f"--pictures is {pictures}; expected 0 or more.")
     stored = [Run(folder) for folder in runs]
-    found = [_result(run, name) for run, name in zip(stored, _names(runs), strict=True)]
+    notes: list[str] = []  # what a reader has to know too, on the page and in the terminal
+    found = [_result(run, name, notes) for run, name in zip(stored, _names(runs), strict=True)]
     for run, result in zip(stored, found, strict=True):
         if list(result.classes) != list(found[0].classes):
             raise SegjaxError(
                 f"{run.folder} has the classes {', '.join(result.classes)}, {stored[0].folder} "
                 f"{', '.join(found[0].classes)}. Report on runs of one data set."
             )
-    shown, legend = _pictures(stored, found, data, checkpoint, pictures) if pictures else ([], [])
+    shown: list[Picture] = []
+    legend: list[tuple[str, tuple[int, ...]]] = []
+    if pictures:
+        shown, legend = _pictures(stored, found, data, checkpoint, pictures, notes)
     title = found[0].name if len(found) == 1 else f"{len(found)} runs"
     out = out or (runs[0] / "report" if len(runs) == 1 else Path("report"))
     out.mkdir(parents=True, exist_ok=True)
     when = f"{datetime.now():%Y-%m-%d %H:%M}"
-    write_whole(out / "report.html", page.page(found, shown, legend, title=title, when=when))
+    text = page.page(found, shown, legend, title=title, when=when, notes=notes)
+    write_whole(out / "report.html", text)
     write_whole(out / "report.md", results.markdown(found, title=title))
     write_whole(out / "report.json", results.as_json(found, title=title))
+    for note in notes:
+        warnings.warn(note, SegjaxWarning, stacklevel=2)
     print(f"Look at {out / 'report.html'}; report.md and report.json beside it tell the same.")
 
 
@@ -71,8 +78,8 @@ def _names(runs: Sequence[Path]) -> list[str]:
     return names if len(set(names)) == len(names) else [str(path) for path in runs]
 
 
-def _result(run: Run, name: str) -> Result:
-    """What the files of a run tell of it."""
+def _result(run: Run, name: str, notes: list[str]) -> Result:
+    """What the files of a run tell of it; adds to the notes what they lack."""
     path = run.folder / "report" / "scores.json"
     try:
         scores = read_json(path)
@@ -87,11 +94,9 @@ def _result(run: Run, name: str) -> Result:
             f"{path}: of other classes than the run's. Write it anew: segjax evaluate {run.folder}"
         )
     if missing := [part for part in ("per_class", "pictures") if part not in scores]:
-        warnings.warn(
+        notes.append(
             f"{path}: written by an earlier version, without {' and '.join(missing)}. With them "
-            f"the report tells more: segjax evaluate {run.folder}",
-            SegjaxWarning,
-            stacklevel=2,
+            f"the report tells more: segjax evaluate {run.folder}"
         )
     scores.setdefault("palette", run.rebuild("palette"))
     if "per_class" not in scores and "confusion" in scores:
@@ -128,16 +133,17 @@ def _pictures(
     data: Path | None,
     checkpoint: Which,
     number: int,
+    notes: list[str],
 ) -> tuple[list[Picture], list[tuple[str, tuple[int, ...]]]]:
     """Held-out pictures with what each run makes of them, and the legend of their colours."""
     sources = [held_out(run, data) for run in runs]
     chosen = _chosen([result.scores.get("pictures") for result in found], len(sources[0]), number)
-    examples = [
-        _examples(run, source, [each.places[i] for each in chosen], [each.id for each in chosen])
-        for i, (run, source) in enumerate(zip(runs, sources, strict=True))
-    ]
+    examples: list[list[Mapping[str, Any]]] = []
+    for i, (run, source) in enumerate(zip(runs, sources, strict=True)):
+        ids = [of["id"] for of in examples[0]] if examples else [each.id for each in chosen]
+        examples.append(_examples(run, source, [each.places[i] for each in chosen], ids))
     labels = [
-        _labels(run, checkpoint, of, result.scores.get("step"))
+        _labels(run, checkpoint, of, result.scores.get("step"), notes)
         for run, of, result in zip(runs, examples, found, strict=True)
     ]
     palette, classes = sources[0].palette, sources[0].classes
@@ -200,29 +206,30 @@ def _chosen(listed: Sequence[Any], length: int, number: int) -> list[_Chosen]:
 def _examples(
     run: Run, source: Any, places: Sequence[int], ids: Sequence[str | None]
 ) -> list[Mapping[str, Any]]:
-    """Examples of a source, which must be those that were scored."""
+    """Examples of a source, which must be those that were scored, or that another run has."""
     examples = []
     for place, id in zip(places, ids, strict=True):
-        example = source[place] if place < len(source) else {"id": None}
-        if id is not None and example["id"] != id:
+        if place >= len(source) or (id is not None and source[place]["id"] != id):
             raise SegjaxError(
-                f"{run.folder}: its scores are of other pictures than its data has now: {id} is "
-                f"gone from its place. Score it anew: segjax evaluate {run.folder}"
+                f"{run.folder}: its data has other pictures now than were scored: {id} is not in "
+                f"its place. Score it anew: segjax evaluate {run.folder}"
             )
-        examples.append(example)
+        examples.append(source[place])
     return examples
 
 
 def _labels(
-    run: Run, checkpoint: Which, examples: Sequence[Mapping[str, Any]], scored: int | None
+    run: Run,
+    checkpoint: Which,
+    examples: Sequence[Mapping[str, Any]],
+    scored: int | None,
+    notes: list[str],
 ) -> list[NDArray[np.uint8]]:
-    """What a run makes of pictures; a warning if by another checkpoint than was scored."""
+    """What a run makes of pictures; adds a note if by another checkpoint than was scored."""
     step, segmenter = load_step(run, checkpoint)
     if scored is not None and step != scored:
-        warnings.warn(
+        notes.append(
             f"{run.folder}: its scores are of step {scored}, its pictures of the {checkpoint} "
-            f"checkpoint, of step {step}. For both of one: segjax evaluate {run.folder}",
-            SegjaxWarning,
-            stacklevel=2,
+            f"checkpoint, of step {step}. For both of one: segjax evaluate {run.folder}"
         )
     return [segmenter.predict(example["image"]) for example in examples]

@@ -7,6 +7,9 @@ what is wrong with the data itself (`segjax.data.audit`).
 
 from segjax.evaluation import baselines as baselines
 from segjax.evaluation import charts as charts
+from segjax.evaluation import comparison as comparison
+from segjax.evaluation import confusion as confusion
+from segjax.evaluation import markup as markup
 from segjax.evaluation import metrics as metrics
 from segjax.evaluation import page as page
 from segjax.evaluation import report as report

@@ -37,6 +37,21 @@ class Line:
     marked: bool = False
 
 
+@dataclass(frozen=True)
+class Bars:
+    """A series of a histogram.
+
+    Args:
+        name: whose it is.
+        heights: one for each bin.
+        index: which colour and dash.
+    """
+
+    name: str
+    heights: ArrayLike
+    index: int = 0
+
+
 def line_chart(
     lines: Sequence[Line],
     *,
@@ -74,14 +89,11 @@ def line_chart(
         ends = [(x_axis(v), y_axis(v)) for v in (0, 1)]
         drawn.append(f'<path class="ideal" d="{_path(*zip(*ends, strict=True))}"/>')
     for line, (x, y) in zip(lines, thin, strict=True):
-        kind = f"s{line.index % COLOURS}"
-        dash = _DASHES[line.index % len(_DASHES)]
         across, up = x_axis.all(x), y_axis.all(y)
-        style = f' stroke-dasharray="{dash}"' if dash else ""
-        drawn.append(f'<path class="line {kind}"{style} d="{_path(across, up)}"/>')
+        drawn.append(f'<path {_look(line.index)} d="{_path(across, up)}"/>')
         if line.marked:
             drawn += [
-                f'<circle class="{kind}" cx="{px:.1f}" cy="{py:.1f}" r="3"><title>'
+                f'<circle class="s{line.index % COLOURS}" cx="{px:.1f}" cy="{py:.1f}" r="3"><title>'
                 f"{html.escape(line.name)}: {vx:.4g}, {vy:.4g}</title></circle>"
                 for px, py, vx, vy in zip(across, up, x, y, strict=True)
                 if math.isfinite(vy)
@@ -90,7 +102,7 @@ def line_chart(
 
 
 def histogram(
-    counts: Sequence[tuple[str, ArrayLike]],
+    series: Sequence[Bars],
     edges: ArrayLike,
     *,
     title: str,
@@ -100,7 +112,7 @@ def histogram(
     """How much lies in each bin: filled of one series, outlines of several.
 
     Args:
-        counts: series by name, B heights each.
+        series: of B heights each.
         edges: B + 1, of the bins.
         title: what is seen, for who does not see it.
         x_name, y_name: of the axes.
@@ -109,34 +121,38 @@ def histogram(
         An `<svg>`; nothing where all heights are 0.
     """
     at = np.asarray(edges, float)
-    series = [(name, np.asarray(values)) for name, values in counts]
-    whole = all(np.issubdtype(values.dtype, np.integer) for _, values in series)
-    high = max((values.max(initial=0) for _, values in series), default=0)
+    heights = [np.asarray(of.heights) for of in series]
+    whole = all(np.issubdtype(values.dtype, np.integer) for values in heights)
+    high = max((values.max(initial=0) for values in heights), default=0)
     if not high:
         return ""
     x_axis = _Axis(at[0], at[-1], _LEFT, _WIDTH - _RIGHT, exact=True)
     y_axis = _Axis(0, high, _HEIGHT - _BOTTOM, _TOP, least=1 if whole else 0)
     drawn = [_frame(x_axis, y_axis, x_name, y_name)]
-    for index, (name, values) in enumerate(series):
+    for of, values in zip(series, heights, strict=True):
         across = np.repeat(x_axis.all(at), 2)
         up = y_axis.all(np.concatenate([[0], np.repeat(values, 2), [0]]))
         filled = " filled" if len(series) == 1 else ""
-        dash = _DASHES[index % len(_DASHES)]
-        style = f' stroke-dasharray="{dash}"' if dash else ""
         drawn.append(
-            f'<path class="line s{index % COLOURS}{filled}"{style} d="{_path(across, up)}">'
-            f"<title>{html.escape(name)}</title></path>"
+            f'<path {_look(of.index, filled)} d="{_path(across, up)}">'
+            f"<title>{html.escape(of.name)}</title></path>"
         )
     return _svg(drawn, title)
 
 
 def key(index: int) -> str:
     """A short line as that of a series, for a legend."""
-    style = f' stroke-dasharray="{dash}"' if (dash := _DASHES[index % len(_DASHES)]) else ""
     return (
         '<svg class="key" viewBox="0 0 28 10" aria-hidden="true">'
-        f'<path class="line s{index % COLOURS}"{style} d="M0,5H28"/></svg>'
+        f'<path {_look(index)} d="M0,5H28"/></svg>'
     )
+
+
+def _look(index: int, more: str = "") -> str:
+    """The attributes of a series' line."""
+    dash = _DASHES[index % len(_DASHES)]
+    style = f' stroke-dasharray="{dash}"' if dash else ""
+    return f'class="line s{index % COLOURS}{more}"{style}'
 
 
 class _Axis:

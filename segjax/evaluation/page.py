@@ -7,61 +7,25 @@ scripts, and on paper; with them, tables sort and pictures are compared by a spl
 import base64
 import hashlib
 import html
-import io
 import math
 import statistics
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
-from PIL import Image
 
-from segjax.evaluation import charts, results
-from segjax.evaluation.charts import Line
+from segjax.evaluation import charts, markup, results
+from segjax.evaluation.charts import Bars, Line
+from segjax.evaluation.comparison import Picture, comparison
+from segjax.evaluation.confusion import confusion
+from segjax.evaluation.markup import Cell
 from segjax.evaluation.results import Result, best, told, words
 
 _STYLE = Path(__file__).with_name("page.css")
 _SCRIPT = Path(__file__).with_name("page.js")
 _CARDS = ("mean_iou", "dice", "boundary_iou", "f1", "pixel_accuracy")  # the first four there are
-_FULL_MATRIX = 32  # classes up to which a confusion matrix is told in numbers
-_CONFUSIONS = 20  # told of what is taken for what
-_RADIOS = 4  # layers up to which all are shown at once to choose from
-_TALL = 40  # rows above which a table scrolls by itself
 _ROWS = 300  # of a table of pictures
-_SIDE = 800  # of a picture on the page, at most
-_PIXELS = 12_000_000  # of all pictures together: with them a page has a few megabytes
-_SMALL = 200  # pixels a side below which they are shown as squares
-
-
-class Layer(NamedTuple):
-    """One of the pictures that lie over each other: uint8 (H, W, 3).
-
-    What is `flat`, of the classes' colours, is kept exactly.
-    """
-
-    name: str
-    pixels: NDArray[np.uint8]
-    flat: bool
-
-
-class Picture(NamedTuple):
-    """A held-out picture: why it is shown, its scores by run; all have layers of the same names."""
-
-    id: str
-    rank: str
-    scores: Mapping[str, float | None]
-    layers: Sequence[Layer]
-
-
-class _Cell(NamedTuple):
-    """Of a table: HTML, what it is sorted by, and how it is drawn."""
-
-    html: str
-    value: float | None = None
-    kind: str = ""
-    style: str = ""
 
 
 def page(
@@ -85,9 +49,9 @@ def page(
     """
     sections = [
         ("scores", "Scores", [*_cards(runs), *_scores(runs), *_published(runs)]),
-        ("pictures", "Worst and best pictures", [*_pictures(pictures, legend), *_ranking(runs)]),
+        ("pictures", "Worst and best pictures", [*comparison(pictures, legend), *_ranking(runs)]),
         ("classes", "Classes", _classes(runs)),
-        ("confusion", "What is taken for what", _confusion(runs)),
+        ("confusion", "What is taken for what", confusion(runs)),
         ("calibration", "Calibration", _calibration(runs)),
         ("curves", "Curves", _curves(runs)),
         ("throughput", "Throughput", _throughput(runs)),
@@ -108,7 +72,8 @@ def page(
         f'<meta http-equiv="Content-Security-Policy" content="{policy}">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
         f"<title>{html.escape(title)} – report</title><style>{style}</style></head><body>",
-        f"<header><h1>{_text(title)}</h1><p class=muted>{html.escape(when)}</p>{_facts(runs)}",
+        f"<header><h1>{markup.text(title)}</h1><p class=muted>{html.escape(when)}</p>",
+        _facts(runs),
         *(f'<p class="note">{html.escape(note)}</p>' for note in notes),
         f'<nav aria-label="Sections"><ul>{links}</ul></nav></header><main>',
         *(
@@ -120,22 +85,17 @@ def page(
     return "\n".join(parts)
 
 
-def _text(value: object) -> str:
-    """Text of others, which may be written from right to left."""
-    return f"<bdi>{html.escape(str(value))}</bdi>"
-
-
 def _facts(runs: Sequence[Result]) -> str:
     """A line for each run: which recipe, checkpoint and pictures."""
     lines = []
     for i, run in enumerate(runs):
-        facts = [f"recipe {_text(run.recipe['recipe'])}"]
+        facts = [f"recipe {markup.text(run.recipe['recipe'])}"]
         if "step" in run.scores:
             facts.append(f"checkpoint of step {run.scores['step']}")
         of = [f"{number}"] if (number := results.pictures_told(run)) else []
-        of += [f"split {_text(run.scores['split'])}"] if "split" in run.scores else []
+        of += [f"split {markup.text(run.scores['split'])}"] if "split" in run.scores else []
         facts += [" of ".join(of)] if of else []
-        name = "" if len(runs) == 1 else f"<b>{_key(i)}{_text(run.name)}</b>: "
+        name = "" if len(runs) == 1 else f"<b>{_key(i)}{markup.text(run.name)}</b>: "
         lines.append(f"<p>{name}{', '.join(facts)}</p>")
     return "".join(lines)
 
@@ -169,21 +129,21 @@ def _scores(runs: Sequence[Result]) -> Iterator[str]:
     groups = results.seeds(runs)
     others = (runs[0].scores.get("others") or {}) if len(runs) == 1 else {}
     told_apart = len(runs) == 1 and bool(runs[0].scores.get("intervals"))  # in their own column
-    heading = ["score", *(_text(run.name) for run in runs), *["95 % interval"] * told_apart]
+    heading = ["score", *(markup.text(run.name) for run in runs), *["95 % interval"] * told_apart]
     heading += [html.escape(results.group_name(runs, group)) for group in groups]
-    heading += [_text(name) for name in others]
+    heading += [markup.text(name) for name in others]
     rows = []
     for score in results.union([run.overall for run in runs]):
         values = [run.overall.get(score) for run in runs]
         intervals = [_interval(run, score) for run in runs]
         first = best(score, values)
-        cells = [_Cell(html.escape(words(score)))]
+        cells = [Cell(html.escape(words(score)))]
         for i, value in enumerate(values):
             small = f"<small>{intervals[i]}</small>" if intervals[i] and not told_apart else ""
-            cells.append(_Cell(told(value) + small, value, "best" if i in first else ""))
-        cells += [_Cell(intervals[0], kind="muted")] if told_apart else []
-        cells += [_Cell(results.pooled(runs, group, score)) for group in groups]
-        cells += [_Cell(told(held.get(score)), held.get(score)) for held in others.values()]
+            cells.append(Cell(told(value) + small, value, "best" if i in first else ""))
+        cells += [Cell(intervals[0], kind="muted")] if told_apart else []
+        cells += [Cell(results.pooled(runs, group, score)) for group in groups]
+        cells += [Cell(told(held.get(score)), held.get(score)) for held in others.values()]
         rows.append(cells)
     if not rows:
         return
@@ -196,7 +156,7 @@ def _scores(runs: Sequence[Result]) -> Iterator[str]:
     if len(runs) > 1:
         said.append("Bold: the best.")
     beside = "".join(_objects(runs))
-    table = _table(" ".join(said), heading, rows)
+    table = markup.table(" ".join(said), heading, rows)
     yield f"<div class=beside>{table}{beside}</div>" if len(runs) == 1 else table + beside
 
 
@@ -221,96 +181,18 @@ def _objects(runs: Sequence[Result]) -> Iterator[str]:
 def _published(runs: Sequence[Result]) -> Iterator[str]:
     rows = [
         [
-            _Cell(html.escape(words(str(figure.get("metric", ""))))),
-            _Cell(told(figure.get("value"))),
-            *(_Cell(told(value)) for value in ours),
-            _Cell(_text(figure.get("split", "")), kind="text"),
-            _Cell(_text(figure.get("source", "")), kind="text"),
+            Cell(html.escape(words(str(figure.get("metric", ""))))),
+            Cell(told(figure.get("value"))),
+            *(Cell(told(value)) for value in ours),
+            Cell(markup.text(figure.get("split", "")), kind="text"),
+            Cell(markup.text(figure.get("source", "")), kind="text"),
         ]
         for figure, ours in results.publications(runs)
     ]
     if rows:
-        names = ["ours"] if len(runs) == 1 else [_text(run.name) for run in runs]
+        names = ["ours"] if len(runs) == 1 else [markup.text(run.name) for run in runs]
         heading = ["score", "published", *names, "published of", "source"]
-        yield _table("Published figures beside ours.", heading, rows)
-
-
-def _pictures(
-    pictures: Sequence[Picture], legend: Sequence[tuple[str, tuple[int, ...]]]
-) -> Iterator[str]:
-    if not pictures:
-        return
-    names = [layer.name for layer in pictures[0].layers]
-    sides = zip(("left", "right"), (names.index("truth"), names.index("truth") + 1), strict=True)
-    choice = _radios if len(names) <= _RADIOS else _select
-    choices = "".join(choice(side, names, at) for side, at in sides)
-    yield f"<form class=layers autocomplete=off hidden>{choices}</form>"
-    swatches = "".join(f"<li>{_swatch(colour)}{_text(name)}</li>" for name, colour in legend)
-    yield f'<ul class=keys aria-label="Colours">{swatches}</ul>'
-    total = sum(len(picture.layers) for picture in pictures)
-    side = min(_SIDE, int(math.sqrt(_PIXELS / max(total, 1))))
-    yield "<div class=pictures>"
-    for picture in pictures:
-        yield _picture(picture, side)
-    yield "</div>"
-
-
-def _radios(side: str, names: Sequence[str], chosen: int) -> str:
-    options = "".join(
-        f"<label><input type=radio name={side} value={i}{' checked' * (i == chosen)}>"
-        f"<span>{_text(name)}</span></label>"
-        for i, name in enumerate(names)
-    )
-    legend = f"<legend>{side.title()}</legend>"
-    return f"<fieldset>{legend}<div class=options>{options}</div></fieldset>"
-
-
-def _select(side: str, names: Sequence[str], chosen: int) -> str:
-    options = "".join(
-        f"<option value={i}{' selected' * (i == chosen)}>{html.escape(name)}</option>"
-        for i, name in enumerate(names)
-    )
-    return f"<label>{side.title()} <select name={side}>{options}</select></label>"
-
-
-def _picture(picture: Picture, side: int) -> str:
-    height, width = picture.layers[0].pixels.shape[:2]
-    factor = min(1, side / max(height, width))
-    size = (max(1, round(width * factor)), max(1, round(height * factor)))
-    scores = [
-        f"{'' if len(picture.scores) == 1 else _text(name) + ' '}{told(value)}"
-        for name, value in picture.scores.items()
-    ]
-    reduced = f"; shown at {size[0]}×{size[1]} of {width}×{height} pixels" if factor < 1 else ""
-    caption = f"<b>{html.escape(picture.rank)}</b> {_text(picture.id)}"
-    if scores:
-        caption += f"{'; ' if len(scores) == 1 else '<br>'}mean IoU {', '.join(scores)}"
-    layers = "".join(
-        f'<div class=layer><img src="{_encoded(layer, size)}" width={size[0]} height={size[1]} '
-        f'alt="{html.escape(layer.name)} of {html.escape(picture.id)}">'
-        f"<span>{_text(layer.name)}</span></div>"
-        for layer in picture.layers
-    )
-    scaling = "pixelated" if max(height, width) <= _SMALL else "auto"
-    return (
-        f"<figure class=picture><figcaption>{caption}{reduced}</figcaption><div class=stage "
-        f'style="--ratio:{size[0]}/{size[1]};--scaling:{scaling};--split:50%">{layers}</div>'
-        f"<input type=range min=0 max=100 value=50 autocomplete=off "
-        f'aria-label="Split of {html.escape(picture.id)}"></figure>'
-    )
-
-
-def _encoded(layer: Layer, size: tuple[int, int]) -> str:
-    """A picture as a data URL."""
-    image, buffer = Image.fromarray(layer.pixels), io.BytesIO()
-    if image.size != size:
-        method = Image.Resampling.NEAREST if layer.flat else Image.Resampling.LANCZOS
-        image = image.resize(size, method)
-    if layer.flat:
-        image.save(buffer, "WebP", lossless=True)
-    else:
-        image.save(buffer, "WebP", quality=85)
-    return f"data:image/webp;base64,{base64.b64encode(buffer.getvalue()).decode()}"
+        yield markup.table("Published figures beside ours.", heading, rows)
 
 
 def _ranking(runs: Sequence[Result]) -> Iterator[str]:
@@ -323,7 +205,7 @@ def _ranking(runs: Sequence[Result]) -> Iterator[str]:
         return
     edges = np.linspace(0, 1, 21)
     chart = charts.histogram(
-        [(name, np.histogram(values, edges)[0]) for name, values in scored],
+        [Bars(n, np.histogram(of, edges)[0], i) for i, (n, of) in enumerate(scored)],
         edges,
         title="How many pictures have which mean IoU",
         x_name="mean IoU of a picture",
@@ -342,14 +224,16 @@ def _ranking(runs: Sequence[Result]) -> Iterator[str]:
     table.sort(key=lambda row: (row[1][first] is None, row[1][first]))
     heading = [html.escape(words(name)) for name in names]
     if len(runs) > 1:
-        heading = [_text(run.name) for run in runs]
+        heading = [markup.text(run.name) for run in runs]
     rows = [
-        [_Cell(_text(id)), *(_Cell(_score(value), value) for value in values)]
+        [Cell(markup.text(id)), *(Cell(_score(value), value) for value in values)]
         for id, values in table[:_ROWS]
     ]
     more = f" The worst {_ROWS} of {len(table)}." if len(table) > _ROWS else ""
     caption = "Mean IoU of each picture" if len(runs) > 1 else "Scores of each picture"
-    body = _table(f"{caption}, worst first.{more}", ["picture", *heading], rows, sortable=True)
+    body = markup.table(
+        f"{caption}, worst first.{more}", ["picture", *heading], rows, sortable=True
+    )
     yield f"<details class=screen><summary>Each picture</summary>{body}</details>"
 
 
@@ -375,110 +259,34 @@ def _classes(runs: Sequence[Result]) -> Iterator[str]:
     rows_of_truth = np.array(runs[0].scores.get("confusion") or np.zeros((len(classes), 1)))
     shares = rows_of_truth.sum(1) / max(rows_of_truth.sum(), 1)
 
-    def table(caption: str, columns: Mapping[str, Sequence[float | None]]) -> str:
+    def of_classes(caption: str, columns: Mapping[str, Sequence[float | None]]) -> str:
         rows = []
         for c, name in enumerate(classes):
-            colour = _swatch(palette[c]) if c < len(palette) else ""
-            cells = [_Cell(colour + _text(name)), _Cell(_percent(shares[c]), float(shares[c]))]
+            colour = markup.swatch(palette[c]) if c < len(palette) else ""
+            cells = [
+                Cell(colour + markup.text(name)),
+                Cell(markup.percent(shares[c]), float(shares[c])),
+            ]
             values = [values[c] for values in columns.values()]
             first = best("iou", values) if len(runs) > 1 else set()
             for i, value in enumerate(values):
                 kind = " ".join(filter(None, ("bar", "best" if i in first else "")))
                 bar = f"--v:{min(max(value, 0), 1):.4f}" if value is not None else "--v:0"
-                cells.append(_Cell(told(value), value, kind, bar))
+                cells.append(Cell(told(value), value, kind, bar))
             rows.append(cells)
-        return _table(caption, ["class", "share of truth", *columns], rows, sortable=True)
+        return markup.table(caption, ["class", "share of truth", *columns], rows, sortable=True)
 
     absent = "“–”: a class that is neither in the truth nor predicted."
     if len(runs) == 1:
         columns = {html.escape(words(name)): of[0] for name, of in scores.items()}
-        yield table(absent, columns)
+        yield of_classes(absent, columns)
         return
-    names = [_text(run.name) for run in runs]
+    names = [markup.text(run.name) for run in runs]
     for i, (score, of_runs) in enumerate(scores.items()):
         # Names of runs are keys here, and differ.
-        body = table(f"{words(score)}. {absent}", dict(zip(names, of_runs, strict=True)))
+        body = of_classes(f"{words(score)}. {absent}", dict(zip(names, of_runs, strict=True)))
         name = html.escape(words(score))
         yield body if i == 0 else f"<details><summary>{name}</summary>{body}</details>"
-
-
-def _confusion(runs: Sequence[Result]) -> Iterator[str]:
-    """Each run's matrix, and what it takes for what most."""
-    for i, run in enumerate(runs):
-        matrix = run.scores.get("confusion")
-        if not matrix or not sum(map(sum, matrix)):
-            continue
-        body = _matrix(run) if len(run.classes) <= _FULL_MATRIX else _heat(run)
-        if len(run.classes) > 2:
-            body += _top_confusions(run)
-        if len(runs) > 1:
-            state = " open" if i == 0 else ""
-            body = f"<details{state}><summary>{_text(run.name)}</summary>{body}</details>"
-        yield body
-
-
-def _matrix(run: Result) -> str:
-    few = " few" if len(run.classes) <= 4 else ""
-    rows = []
-    for c, counts in enumerate(run.scores["confusion"]):
-        total = sum(counts)
-        cells = [_Cell(_text(run.classes[c]))]
-        for p, count in enumerate(counts):
-            share = count / total if total else 0.0
-            number = _percent(share) if few else f"{100 * share:.0f}"
-            content = "" if not count else "&lt;1" if not few and share < 0.005 else number
-            kind = "right" if c == p else ""
-            ink = share if c == p else math.sqrt(share)  # for the errors are small
-            cells.append(_Cell(content if total else "–", None, kind, f"--v:{ink:.3f}"))
-        rows.append(cells)
-    caption = (
-        "Rows: the truth; columns: what was predicted; per cent of the row's pixels. An empty "
-        "field: none at all. “–”: a class that is not in the truth."
-    )
-    kind = "" if few else ' class="of"'
-    heads = "".join(f"<th scope=col{kind}>{_text(name)}</th>" for name in run.classes)
-    body = "".join(_row(cells) for cells in rows)
-    return (
-        f'<div class=scroll tabindex=0 role=region aria-label="Confusion matrix">'
-        f'<table class="matrix{few}"><caption><span>{caption}</span></caption><thead><tr>'
-        f"<th scope=col>truth</th>{heads}</tr></thead><tbody>{body}</tbody></table></div>"
-    )
-
-
-def _heat(run: Result) -> str:
-    """The matrix of many classes as a picture, a pixel a field."""
-    counts = np.array(run.scores["confusion"], float)
-    shares = np.sqrt(counts / np.maximum(counts.sum(1, keepdims=True), 1))[..., None]
-    paper, wrong, right = ([255, 255, 255], [178, 24, 43], [0, 105, 92])
-    ink = np.where(np.eye(len(counts), dtype=bool)[..., None], right, wrong)
-    pixels = np.rint(paper + shares * (np.array(ink) - paper)).astype(np.uint8)
-    data = _encoded(Layer("", pixels, True), (len(counts), len(counts)))
-    name = f"Confusion matrix of {len(counts)} classes"
-    return (
-        f'<figure class=matrix><img class=heat src="{data}" alt="{name}; its largest fields are '
-        f'in the table below" width={len(counts)} height={len(counts)}>'
-        f"<figcaption>{name} as a picture: rows are the truth, from the top; columns what was "
-        "predicted. Green on the diagonal: right; red beside it: taken for another class; the "
-        "stronger, the greater the (square root of the) share of the row.</figcaption></figure>"
-    )
-
-
-def _top_confusions(run: Result) -> str:
-    found = results.confusions(run.scores["confusion"])
-    rows = [
-        [
-            _Cell(_text(run.classes[true])),
-            _Cell(_text(run.classes[predicted]), kind="text"),
-            _Cell(_percent(share), share, "bar", f"--v:{share:.4f}"),
-            _Cell(f"{count:,}", count),
-        ]
-        for true, predicted, count, share in found[:_CONFUSIONS]
-    ]
-    if not rows:
-        return ""
-    heading = ["truth", "taken for", "share of the truth", "pixels"]
-    caption = "Most frequent confusions, by pixels."
-    return _table(caption, heading, rows, sortable=True)
 
 
 def _calibration(runs: Sequence[Result]) -> Iterator[str]:
@@ -511,8 +319,8 @@ def _calibration(runs: Sequence[Result]) -> Iterator[str]:
     )
     edges = held[0][2]["edges"]
     shares = [
-        (run.name, np.array(of["count"]) / sum(of["count"]))
-        for _, run, of in held
+        Bars(run.name, np.array(of["count"]) / sum(of["count"]), i)
+        for i, run, of in held
         if of["edges"] == edges
     ]
     counts = charts.histogram(
@@ -529,16 +337,16 @@ def _calibration(runs: Sequence[Result]) -> Iterator[str]:
     for _, run, of in held:
         rows = [
             [
-                _Cell(f"{low:.3f} to {high:.3f}"),
-                _Cell(f"{count:,}"),
-                *(_Cell(told(of[name][b])) for name in ("confidence", "accuracy")),
+                Cell(f"{low:.3f} to {high:.3f}"),
+                Cell(f"{count:,}"),
+                *(Cell(told(of[name][b])) for name in ("confidence", "accuracy")),
             ]
             for b, (low, high, count) in enumerate(
                 zip(of["edges"], of["edges"][1:], of["count"], strict=False)
             )
         ]
-        name = "" if len(runs) == 1 else f" of {_text(run.name)}"
-        body = _table(
+        name = "" if len(runs) == 1 else f" of {markup.text(run.name)}"
+        body = markup.table(
             "Means of the pixels in each bin of confidence.",
             ["confidence from", "pixels", "mean confidence", "share that is right"],
             rows,
@@ -577,13 +385,13 @@ def _curves(runs: Sequence[Result]) -> Iterator[str]:
     for run, told_of in zip(runs, held_out, strict=True):
         names = [n for n in results.union(told_of) if n not in ("step", "time")]
         rows = [
-            [_Cell(str(r["step"])), *(_Cell(told(r.get(n)), r.get(n)) for n in names)]
+            [Cell(str(r["step"])), *(Cell(told(r.get(n)), r.get(n)) for n in names)]
             for r in told_of[-_ROWS:]
         ]
         if rows:
-            of = "" if len(runs) == 1 else f" of {_text(run.name)}"
+            of = "" if len(runs) == 1 else f" of {markup.text(run.name)}"
             heading = ["step", *(html.escape(words(n)) for n in names)]
-            body = _table("Held-out scores during training.", heading, rows)
+            body = markup.table("Held-out scores during training.", heading, rows)
             yield f"<details class=screen><summary>Evaluations{of}</summary>{body}</details>"
 
 
@@ -612,32 +420,35 @@ def _throughput(runs: Sequence[Result]) -> Iterator[str]:
             columns.setdefault(name, [""] * len(runs))[i] = shown
     if columns:
         rows = [
-            [_Cell(html.escape(n)), *(_Cell(_text(v)) for v in of)] for n, of in columns.items()
+            [Cell(html.escape(n)), *(Cell(markup.text(v)) for v in of)] for n, of in columns.items()
         ]
-        heading = ["", *(_text(run.name) for run in runs)]
-        yield _table("Of training the median of what was logged.", heading, rows)
+        heading = ["", *(markup.text(run.name) for run in runs)]
+        yield markup.table("Of training the median of what was logged.", heading, rows)
 
 
 def _recipe(runs: Sequence[Result]) -> Iterator[str]:
-    heading = ["field", *(_text(run.name) for run in runs)]
+    heading = ["field", *(markup.text(run.name) for run in runs)]
     if len(runs) > 1:
         if unlike := results.differing(runs):
-            yield _table("What differs.", heading, _field_rows(unlike))
+            yield markup.table("What differs.", heading, _field_rows(unlike))
         else:
             yield "<p>The runs have the same settings.</p>"
     every = {
         name: [run.fields.get(name) for run in runs]
         for name in results.union([run.fields for run in runs])
     }
-    body = _table(
+    body = markup.table(
         "All fields of the recipe, and those of its network.", heading, _field_rows(every)
     )
     yield body if len(runs) == 1 else f"<details><summary>All fields</summary>{body}</details>"
 
 
-def _field_rows(fields: Mapping[str, Sequence[Any]]) -> list[list[_Cell]]:
+def _field_rows(fields: Mapping[str, Sequence[Any]]) -> list[list[Cell]]:
     return [
-        [_Cell(_text(name)), *(_Cell(_text(results.short(v)), kind="text") for v in values)]
+        [
+            Cell(markup.text(name)),
+            *(Cell(markup.text(results.short(v)), kind="text") for v in values),
+        ]
         for name, values in fields.items()
     ]
 
@@ -657,63 +468,24 @@ def _environment(runs: Sequence[Result]) -> Iterator[str]:
         values["devices"] = ", ".join(map(str, of.get("devices") or []))
         told_of.append({k: results.short(v) for k, v in values.items() if v not in (None, "")})
     rows = [
-        [_Cell(_text(name)), *(_Cell(_text(of.get(name, "–")), kind="text") for of in told_of)]
+        [
+            Cell(markup.text(name)),
+            *(Cell(markup.text(of.get(name, "–")), kind="text") for of in told_of),
+        ]
         for name in results.union(told_of)
     ]
     if any(run.starts for run in runs):
-        heading = ["", *(_text(run.name) for run in runs)]
-        yield _table("Where it was trained: the last start.", heading, rows)
+        heading = ["", *(markup.text(run.name) for run in runs)]
+        yield markup.table("Where it was trained: the last start.", heading, rows)
 
 
 def _keys(runs: Sequence[Result]) -> str:
     """Which line is whose, where there are several."""
     if len(runs) == 1:
         return ""
-    entries = "".join(f"<li>{_key(i)}{_text(run.name)}</li>" for i, run in enumerate(runs))
+    entries = "".join(f"<li>{_key(i)}{markup.text(run.name)}</li>" for i, run in enumerate(runs))
     return f'<ul class=keys aria-label="Lines">{entries}</ul>'
 
 
 def _chart(name: str, svg: str) -> str:
     return f"<figure><figcaption>{name}</figcaption>{svg}</figure>"
-
-
-def _swatch(colour: Sequence[int]) -> str:
-    red, green, blue = (int(value) for value in colour)
-    return f'<span class=swatch style="--colour:rgb({red} {green} {blue})"></span>'
-
-
-def _percent(share: float) -> str:
-    return f"{share:.1%}" if share >= 0.0005 or not share else "&lt;0.1%"
-
-
-def _table(
-    caption: str, heading: Sequence[str], rows: Sequence[Sequence[_Cell]], *, sortable: bool = False
-) -> str:
-    """A table that scrolls by itself where the page is narrow; the first cells name the rows.
-
-    Headings and cells are HTML, the caption is text.
-    """
-    kind = " class=sortable" if sortable else ""
-    tall = " tall" if len(rows) > _TALL else ""
-    written = [cell.kind == "text" for cell in rows[0]]
-    heads = "".join(
-        f"<th scope=col{' class=text' if left else ''}>{name}</th>"
-        for name, left in zip(heading, written, strict=True)
-    )
-    name = html.escape(caption)
-    return (
-        f'<div class="scroll{tall}" tabindex=0 role=region aria-label="{name}"><table{kind}>'
-        f"<caption><span>{name}</span></caption><thead><tr>{heads}</tr></thead>"
-        f"<tbody>{''.join(_row(cells) for cells in rows)}</tbody></table></div>"
-    )
-
-
-def _row(cells: Sequence[_Cell]) -> str:
-    named, *rest = cells
-    parts = [f"<tr><th scope=row>{named.html}</th>"]
-    for cell in rest:
-        kind = f' class="{cell.kind}"' if cell.kind else ""
-        value = f' data-v="{cell.value:.8g}"' if cell.value is not None else ""
-        style = f' style="{cell.style}"' if cell.style else ""
-        parts.append(f"<td{kind}{value}{style}>{cell.html}</td>")
-    return "".join(parts) + "</tr>\n"

@@ -108,6 +108,22 @@ def test_scores_of_an_earlier_version_are_told_and_used(evaluated, tmp_path):
     assert "precision" in page  # of the confusion matrix
 
 
+def test_runs_without_scores_of_pictures_show_the_same_ones(evaluated, tmp_path):
+    runs = [copied(evaluated, tmp_path / name, pictures=...) for name in "ab"]
+    with pytest.warns(SegjaxWarning, match="without pictures"):
+        report(runs, out=tmp_path / "both")
+    assert (tmp_path / "both/report.html").read_text().count("<img ") == 2 * (2 + 2 * 2)
+    shutil.copytree(evaluated.parent, tmp_path / "data")
+    for kind in ("images", "masks"):
+        folder = tmp_path / "data" / kind / "val"
+        (folder / "1.png").rename(folder / "9.png")
+    recipe = json.loads((runs[1] / "recipe.json").read_text())
+    recipe["source"]["fields"]["source"]["fields"]["root"] = str(tmp_path / "data")
+    (runs[1] / "recipe.json").write_text(json.dumps(recipe))
+    with pytest.raises(SegjaxError, match=r"b: its data has other pictures now"):
+        report(runs, out=tmp_path / "both")
+
+
 def test_a_run_that_is_not_evaluated_is_told_what_to_do(evaluated, tmp_path):
     run = copied(evaluated, tmp_path / "run")
     (run / "report/scores.json").unlink()
@@ -118,7 +134,9 @@ def test_a_run_that_is_not_evaluated_is_told_what_to_do(evaluated, tmp_path):
 def test_scores_of_other_pictures_are_told(evaluated, tmp_path):
     pictures = [{"id": "0", "mean_iou": 0.5}, {"id": "gone", "mean_iou": 0.1}]
     run = copied(evaluated, tmp_path / "run", pictures=pictures)
-    with pytest.raises(SegjaxError, match=r"of other pictures .*: gone is gone from its place"):
+    with pytest.raises(
+        SegjaxError, match=r"other pictures now than were scored: gone is not in its"
+    ):
         report((run,))
 
 
@@ -126,6 +144,7 @@ def test_scores_of_another_checkpoint_are_told(evaluated, tmp_path):
     run = copied(evaluated, tmp_path / "run", step=99)
     with pytest.warns(SegjaxWarning, match="scores are of step 99, its pictures of the best"):
         report((run,))
+    assert "scores are of step 99" in (run / "report/report.html").read_text()
 
 
 def test_damaged_files_are_told(evaluated, tmp_path):

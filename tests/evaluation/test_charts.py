@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from segjax.evaluation import charts
-from segjax.evaluation.charts import Line
+from segjax.evaluation.charts import Bars, Line
 
 NAN = float("nan")
 
@@ -89,11 +89,11 @@ def test_names_are_escaped_and_lines_differ_by_dash_and_colour():
 
 def test_a_histogram_is_as_high_as_its_counts():
     options = {"title": "t", "x_name": "IoU", "y_name": "pictures"}
-    svg = charts.histogram([("a", np.array([1, 0, 2]))], [0, 0.5, 0.75, 1], **options)
-    (path,) = [p for p in parsed(svg).iter("path") if "filled" in p.get("class")]
+    svg = charts.histogram([Bars("a", np.array([1, 0, 2]), 3)], [0, 0.5, 0.75, 1], **options)
+    (path,) = [p for p in parsed(svg).iter("path") if p.get("class") == "line s3 filled"]
     heights = [float(p.split(",")[1]) for p in re.findall(r"[\d.]+,[\d.]+", path.get("d"))]
     zero, one, one_, none, none_, two, two_, end = heights
     assert zero == none == none_ == end and one == one_ and two == two_
     assert zero - two == pytest.approx(2 * (zero - one))
     assert numbers(svg)[:3] == ["0", "1", "2"]  # of pictures there are no halves
-    assert charts.histogram([("a", [0, 0])], [0, 1, 2], **options) == ""
+    assert charts.histogram([Bars("a", [0, 0])], [0, 1, 2], **options) == ""

@@ -10,6 +10,7 @@ from evaluated import HOSTILE, picture_made, result_made
 from PIL import Image
 
 from segjax.evaluation import page
+from segjax.evaluation.comparison import Layer, Picture
 
 
 @pytest.fixture(scope="module")
@@ -146,8 +147,8 @@ def test_layers_of_several_runs_are_chosen_from_a_list(browser, files):
 def test_what_is_seen_is_left_one_layer_and_right_another(browser, tmp_path):
     black, white = np.zeros((20, 40, 3), np.uint8), np.full((20, 40, 3), 255, np.uint8)
     shown = {"picture": black, "truth": black, "prediction": white, "errors": black}
-    layers = [page.Layer(name, pixels, True) for name, pixels in shown.items()]
-    picture = page.Picture("p", "worst 1", {}, layers)
+    layers = [Layer(name, pixels, True) for name, pixels in shown.items()]
+    picture = Picture("p", "worst 1", {}, layers)
     text = page.page([result_made()], [picture], [], title="t", when="")
     (tmp_path / "two.html").write_text(text)
     browser.open(tmp_path / "two.html")
