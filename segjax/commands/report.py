@@ -5,14 +5,14 @@ import warnings
 from collections.abc import Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import tyro
 from numpy.typing import NDArray
 
 from segjax.commands.run import Run, read_json, write_whole
-from segjax.commands.trained import Which, held_out, load_step
+from segjax.commands.trained import Which, check_folder, held_out, load_step, moved
 from segjax.data.audit import evenly
 from segjax.errors import SegjaxError, SegjaxWarning
 from segjax.evaluation import metrics, page, results, visualise
@@ -20,11 +20,14 @@ from segjax.evaluation import report as reporting
 from segjax.evaluation.comparison import Layer, Picture
 from segjax.evaluation.results import Result
 
+Split = Literal["val", "test"]
+
 
 @tyro.conf.configure(tyro.conf.PositionalRequiredArgs)
 def report(
     runs: tuple[Path, ...],
     *,
+    split: Split | None = None,
     data: Path | None = None,
     checkpoint: Which = "best",
     pictures: int = 6,
@@ -34,10 +37,12 @@ def report(
 
     Args:
         runs: Run folders; several are set side by side.
+        split: Of which held-out data: val, which has chosen the best checkpoint, or test; by
+            default test, if all of the runs were evaluated on one.
         data: Where the held-out pictures lie now, if they have moved.
         checkpoint: By which the pictures are labelled; best is the one that `evaluate` scores.
         pictures: How many to show: of three, two are the worst and one is the best.
-        out: Where to write; by default `report` in the run folder, or for several runs `report`.
+        out: Where to write; by default to the scores of a run, or for several runs to `report`.
 
     Raises:
         SegjaxError: a run was not evaluated yet, or the runs are of different classes.
@@ -45,8 +50,12 @@ def report(
     if pictures < 0:
         raise SegjaxError(f"--pictures is {pictures}; expected 0 or more.")
     stored = [Run(folder) for folder in runs]
+    if split is None:
+        tested = all((_where(folder, "test") / "scores.json").exists() for folder in runs)
+        split = "test" if tested else "val"
     notes: list[str] = []  # what a reader has to know too, on the page and in the terminal
-    found = [_result(run, name, notes) for run, name in zip(stored, _names(runs), strict=True)]
+    named = zip(stored, _names(runs), strict=True)
+    found = [_result(run, split, name, notes) for run, name in named]
     for run, result in zip(stored, found, strict=True):
         if list(result.classes) != list(found[0].classes):
             raise SegjaxError(
@@ -56,9 +65,10 @@ def report(
     shown: list[Picture] = []
     legend: list[tuple[str, tuple[int, ...]]] = []
     if pictures:
-        shown, legend = _pictures(stored, found, data, checkpoint, pictures, notes)
+        sources = [_source(run, split, data) for run in stored]
+        shown, legend = _pictures(stored, sources, found, checkpoint, pictures, notes)
     title = found[0].name if len(found) == 1 else f"{len(found)} runs"
-    out = out or (runs[0] / "report" if len(runs) == 1 else Path("report"))
+    out = out or (_where(runs[0], split) if len(runs) == 1 else Path("report"))
     out.mkdir(parents=True, exist_ok=True)
     when = f"{datetime.now():%Y-%m-%d %H:%M}"
     text = page.page(found, shown, legend, title=title, when=when, notes=notes)
@@ -78,25 +88,39 @@ def _names(runs: Sequence[Path]) -> list[str]:
     return names if len(set(names)) == len(names) else [str(path) for path in runs]
 
 
-def _result(run: Run, name: str, notes: list[str]) -> Result:
+def _where(folder: Path, split: Split) -> Path:
+    """Where `evaluate` has written the scores of a run."""
+    return folder / "report" if split == "val" else folder / "report" / split
+
+
+def _source(run: Run, split: Split, data: Path | None) -> Any:
+    """The held-out data of a run, or what lies in the folder `data` now."""
+    if split == "val":
+        return held_out(run, data)
+    if not run.has(split):
+        raise SegjaxError(f"{run.folder}: its recipe has no {split} split.")
+    source = run.rebuild(split) if data is None else moved(run.rebuild(split), data)
+    check_folder(source)
+    return source
+
+
+def _result(run: Run, split: Split, name: str, notes: list[str]) -> Result:
     """What the files of a run tell of it; adds to the notes what they lack."""
-    path = run.folder / "report" / "scores.json"
+    path = _where(run.folder, split) / "scores.json"
+    evaluate = f"segjax evaluate {run.folder}{'' if split == 'val' else f' --split {split}'}"
     try:
         scores = read_json(path)
     except FileNotFoundError:
         raise SegjaxError(
-            f"{run.folder}: not evaluated yet ({path} is missing). First run: segjax evaluate "
-            f"{run.folder}"
+            f"{run.folder}: not evaluated yet ({path} is missing). First run: {evaluate}"
         ) from None
     results.check(scores, str(path))
     if scores["classes"] != list(run.rebuild("classes")):
-        raise SegjaxError(
-            f"{path}: of other classes than the run's. Write it anew: segjax evaluate {run.folder}"
-        )
+        raise SegjaxError(f"{path}: of other classes than the run's. Write it anew: {evaluate}")
     if missing := [part for part in ("per_class", "pictures") if part not in scores]:
         notes.append(
             f"{path}: written by an earlier version, without {' and '.join(missing)}. With them "
-            f"the report tells more: segjax evaluate {run.folder}"
+            f"the report tells more: {evaluate}"
         )
     scores.setdefault("palette", run.rebuild("palette"))
     if "per_class" not in scores and "confusion" in scores:
@@ -129,14 +153,13 @@ def _are_figures(published: Any) -> bool:
 
 def _pictures(
     runs: Sequence[Run],
+    sources: Sequence[Any],
     found: Sequence[Result],
-    data: Path | None,
     checkpoint: Which,
     number: int,
     notes: list[str],
 ) -> tuple[list[Picture], list[tuple[str, tuple[int, ...]]]]:
     """Held-out pictures with what each run makes of them, and the legend of their colours."""
-    sources = [held_out(run, data) for run in runs]
     chosen = _chosen([result.scores.get("pictures") for result in found], len(sources[0]), number)
     examples: list[list[Mapping[str, Any]]] = []
     for i, (run, source) in enumerate(zip(runs, sources, strict=True)):
@@ -212,7 +235,7 @@ def _examples(
         if place >= len(source) or (id is not None and source[place]["id"] != id):
             raise SegjaxError(
                 f"{run.folder}: its data has other pictures now than were scored: {id} is not in "
-                f"its place. Score it anew: segjax evaluate {run.folder}"
+                "its place. Score it anew with segjax evaluate."
             )
         examples.append(source[place])
     return examples
@@ -230,6 +253,6 @@ def _labels(
     if scored is not None and step != scored:
         notes.append(
             f"{run.folder}: its scores are of step {scored}, its pictures of the {checkpoint} "
-            f"checkpoint, of step {step}. For both of one: segjax evaluate {run.folder}"
+            f"checkpoint, of step {step}. Score that one with segjax evaluate."
         )
     return [segmenter.predict(example["image"]) for example in examples]

@@ -31,7 +31,7 @@ def evaluated(trained):
 
 def copied(run, home, **changes):
     """The run in another folder, its scores changed."""
-    shutil.copytree(run, home)
+    shutil.copytree(run, home, ignore=shutil.ignore_patterns("report.*"))
     path = home / "report/scores.json"
     scores = json.loads(path.read_text()) | changes
     path.write_text(json.dumps({k: v for k, v in scores.items() if v is not ...}))
@@ -60,6 +60,27 @@ def test_what_a_paper_found_stands_beside(evaluated):
     assert f"<td>0.6250</td><td>{ours:.4f}</td>" in page and "<bdi>nobody, Table 1</bdi>" in page
     with pytest.raises(SegjaxError, match=r"published mean_iou is 62\.5; expected a fraction"):
         Published(value=62.5, metric="mean_iou", split="val", source="nobody")
+
+
+def test_of_a_test_split_if_there_is_one(evaluated, tmp_path):
+    run = copied(evaluated, tmp_path / "run")
+    with pytest.raises(SegjaxError, match=r"report/test/scores.json.*segjax evaluate .* --split"):
+        report((run,), split="test")
+    (run / "report/test").mkdir()
+    scores = json.loads((run / "report/scores.json").read_text())
+    (run / "report/test/scores.json").write_text(json.dumps(scores | {"split": "test"}))
+    with pytest.raises(SegjaxError, match="its recipe has no test split"):
+        report((run,))
+    recipe = json.loads((run / "recipe.json").read_text())
+    (run / "recipe.json").write_text(json.dumps(recipe | {"test": recipe["source"]}))
+    report((run,))
+    page = (run / "report/test/report.html").read_text()
+    assert "split <bdi>test</bdi>" in page and page.count("<img ") == 2 * 4
+    assert not (run / "report/report.html").exists()
+    report((run,), split="val")
+    assert (run / "report/report.html").exists()
+    report((run, evaluated), out=tmp_path / "both")  # of which one has no test split
+    assert "split <bdi>test</bdi>" not in (tmp_path / "both/report.html").read_text()
 
 
 def test_two_runs_stand_side_by_side(evaluated, tmp_path):
