@@ -135,19 +135,36 @@ def _result(run: Run, split: Split, name: str, notes: list[str]) -> Result:
             f"{run.folder / 'recipe.json'}: its 'published' is no list of figures. Restore the "
             "file."
         )
-    starts, records = run.folder / "environment.json", run.folder / "metrics.jsonl"
+    path = run.folder / "environment.json"
+    starts = read_json(path) if path.exists() else []
+    if not _are_starts(starts):
+        raise SegjaxError(f"{path}: no list of starts. Restore the file, or remove it.")
+    records = run.folder / "metrics.jsonl"
     return Result(
         name=name,
         recipe=recipe,
-        starts=read_json(starts) if starts.exists() else [],
+        starts=starts,
         records=reporting.read_metrics(records) if records.exists() else [],
         scores=scores,
     )
 
 
 def _are_figures(published: Any) -> bool:
+    texts = ("metric", "split", "source")
     return isinstance(published, list) and all(
-        isinstance(of, dict) and isinstance(of.get("value"), int | float) for of in published
+        isinstance(of, dict)
+        and isinstance(of.get("value"), int | float)
+        and all(isinstance(of.get(name), str) for name in texts)
+        for of in published
+    )
+
+
+def _are_starts(starts: Any) -> bool:
+    kinds = {"packages": dict, "command": list, "devices": list}
+    return isinstance(starts, list) and all(
+        isinstance(of, dict)
+        and all(isinstance(of.get(name, kind()), kind) for name, kind in kinds.items())
+        for of in starts
     )
 
 

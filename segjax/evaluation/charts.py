@@ -247,7 +247,7 @@ def _path(across: Sequence[float] | NDArray, up: Sequence[float] | NDArray) -> s
     """A path through points, which begins anew after a gap."""
     parts, pen = [], "M"
     for x, y in zip(across, up, strict=True):
-        if math.isfinite(y):
+        if math.isfinite(x) and math.isfinite(y):
             parts.append(f"{pen}{x:.1f},{y:.1f}")
             pen = "L"
         else:

@@ -181,11 +181,11 @@ def _objects(runs: Sequence[Result]) -> Iterator[str]:
 def _published(runs: Sequence[Result]) -> Iterator[str]:
     rows = [
         [
-            Cell(html.escape(words(str(figure.get("metric", ""))))),
-            Cell(told(figure.get("value"))),
+            Cell(html.escape(words(figure["metric"]))),
+            Cell(told(figure["value"])),
             *(Cell(told(value)) for value in ours),
-            Cell(markup.text(figure.get("split", "")), kind="text"),
-            Cell(markup.text(figure.get("source", "")), kind="text"),
+            Cell(markup.text(figure["split"]), kind="text"),
+            Cell(markup.text(figure["source"]), kind="text"),
         ]
         for figure, ours in results.publications(runs)
     ]
@@ -385,7 +385,7 @@ def _curves(runs: Sequence[Result]) -> Iterator[str]:
     for run, told_of in zip(runs, held_out, strict=True):
         names = [n for n in results.union(told_of) if n not in ("step", "time")]
         rows = [
-            [Cell(str(r["step"])), *(Cell(told(r.get(n)), r.get(n)) for n in names)]
+            [Cell(str(r.get("step", "–"))), *(Cell(told(r.get(n)), r.get(n)) for n in names)]
             for r in told_of[-_ROWS:]
         ]
         if rows:
@@ -457,15 +457,10 @@ def _environment(runs: Sequence[Result]) -> Iterator[str]:
     told_of: list[dict[str, str]] = []
     for run in runs:
         of = dict(run.environment)
-        packages = of.pop("packages", None) or {}
-        command = of.pop("command", None) or []
-        values = {
-            "starts": len(run.starts),
-            **of,
-            **packages,
-            "command": " ".join(map(str, command)),
-        }
-        values["devices"] = ", ".join(map(str, of.get("devices") or []))
+        packages, command = of.pop("packages", {}), of.pop("command", [])
+        values = {"starts": len(run.starts), **of, **packages}
+        values |= {"devices": ", ".join(map(str, of.get("devices", [])))}
+        values |= {"command": " ".join(map(str, command))}
         told_of.append({k: results.short(v) for k, v in values.items() if v not in (None, "")})
     rows = [
         [

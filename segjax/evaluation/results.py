@@ -248,11 +248,9 @@ def publications(results: Sequence[Result]) -> Iterator[tuple[Mapping[str, Any],
     every = [one for result in results for one in result.published]
     for i, figure in enumerate(every):
         if figure not in every[:i]:
-            metric = figure.get("metric", "")
-            yield (
-                figure,
-                [r.overall.get(metric) if figure in r.published else None for r in results],
-            )
+            metric = figure["metric"]
+            ours = [r.overall.get(metric) if figure in r.published else None for r in results]
+            yield figure, ours
 
 
 def per_class(results: Sequence[Result]) -> dict[str, list[Sequence[float | None]]]:
@@ -317,10 +315,10 @@ def markdown(results: Sequence[Result], *, title: str) -> str:
         parts.append("In brackets: 95 % intervals, by bootstrap over the pictures.\n")
     figures = [
         [
-            _md(words(str(figure.get("metric", "")))),
-            told(figure.get("value")),
+            _md(words(figure["metric"])),
+            told(figure["value"]),
             *map(told, ours),
-            _md(f"{figure.get('source', '')}; {figure.get('split', '')}".strip("; ")),
+            _md(f"{figure['source']}; {figure['split']}"),
         ]
         for figure, ours in publications(results)
     ]

@@ -6,9 +6,11 @@ import sys
 
 import numpy as np
 import pytest
+from test_damage import DAMAGES, DEEP, cut, recipe, text
 
 import segjax
 from segjax.__main__ import main
+from segjax.commands.command import command
 from segjax.commands.report import page as page_module
 from segjax.commands.report import report
 from segjax.commands.run import Run
@@ -71,8 +73,8 @@ def test_of_a_test_split_if_there_is_one(evaluated, tmp_path):
     (run / "report/test/scores.json").write_text(json.dumps(scores | {"split": "test"}))
     with pytest.raises(SegjaxError, match="its recipe has no test split"):
         report((run,))
-    recipe = json.loads((run / "recipe.json").read_text())
-    (run / "recipe.json").write_text(json.dumps(recipe | {"test": recipe["source"]}))
+    stored = json.loads((run / "recipe.json").read_text())
+    (run / "recipe.json").write_text(json.dumps(stored | {"test": stored["source"]}))
     report((run,))
     page = (run / "report/test/report.html").read_text()
     assert "split <bdi>test</bdi>" in page and page.count("<img ") == 2 * 4
@@ -85,9 +87,9 @@ def test_of_a_test_split_if_there_is_one(evaluated, tmp_path):
 
 def test_two_runs_stand_side_by_side(evaluated, tmp_path):
     other = copied(evaluated, tmp_path / "other")
-    recipe = json.loads((other / "recipe.json").read_text())
-    recipe["fields"]["seed"] = 7
-    (other / "recipe.json").write_text(json.dumps(recipe))
+    stored = json.loads((other / "recipe.json").read_text())
+    stored["fields"]["seed"] = 7
+    (other / "recipe.json").write_text(json.dumps(stored))
     report((evaluated, other), out=tmp_path / "both", pictures=1)
     page = (tmp_path / "both/report.html").read_text()
     assert "<title>2 runs – report" in page and "2 seeds" in page
@@ -138,9 +140,9 @@ def test_runs_without_scores_of_pictures_show_the_same_ones(evaluated, tmp_path)
     for kind in ("images", "masks"):
         folder = tmp_path / "data" / kind / "val"
         (folder / "1.png").rename(folder / "9.png")
-    recipe = json.loads((runs[1] / "recipe.json").read_text())
-    recipe["source"]["fields"]["source"]["fields"]["root"] = str(tmp_path / "data")
-    (runs[1] / "recipe.json").write_text(json.dumps(recipe))
+    stored = json.loads((runs[1] / "recipe.json").read_text())
+    stored["source"]["fields"]["source"]["fields"]["root"] = str(tmp_path / "data")
+    (runs[1] / "recipe.json").write_text(json.dumps(stored))
     with pytest.raises(SegjaxError, match=r"b: its data has other pictures now"):
         report(runs, out=tmp_path / "both")
 
@@ -176,16 +178,48 @@ def test_damaged_files_are_told(evaluated, tmp_path):
     with pytest.raises(SegjaxError, match="of other classes than the run's"):
         report((run,))
     run = copied(evaluated, tmp_path / "third")
-    recipe = json.loads((run / "recipe.json").read_text()) | {"published": "0.5"}
-    (run / "recipe.json").write_text(json.dumps(recipe))
+    recipe(lambda stored: stored.update(published="0.5"))(run)
     with pytest.raises(SegjaxError, match="its 'published' is no list of figures"):
         report((run,))
 
 
+STARTS = (b"[1]", b'[{"packages": [1], "command": "x", "devices": 3}]', b"[[]]")
+SCORES = (b"", b"[]", b"null", b"{}", b'{"classes": ["dark", "light"]}', DEEP, bytes(range(256)))
+DAMAGED = (
+    DAMAGES
+    | {f"environment.json {i}": text("environment.json", of) for i, of in enumerate(STARTS)}
+    | {f"scores.json {i}": text("report/scores.json", of) for i, of in enumerate(SCORES)}
+    | {
+        "scores.json cut": cut("report/scores.json"),
+        "metrics.jsonl without steps": text("metrics.jsonl", b'{"mean_iou": 1}\n' * 2),
+        "published texts": recipe(lambda stored: stored.update(published=["0.5"])),
+        "published of no text": recipe(
+            lambda stored: stored.update(published=[{"value": 1, "metric": [], "source": {}}])
+        ),
+    }
+)
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # as in test_damage
+@pytest.mark.filterwarnings("ignore::segjax.errors.SegjaxWarning")
+@pytest.mark.parametrize("name", DAMAGED)
+def test_of_a_damaged_run_there_is_a_page_or_an_error(name, evaluated, tmp_path, capsys):
+    run = copied(evaluated, tmp_path / "run")
+    DAMAGED[name](run)
+    try:
+        command({"report": report}, description="", argv=["report", str(run)])
+    except SystemExit as stopped:
+        told = capsys.readouterr().err
+        assert stopped.code == 2
+        assert "error: " in told and str(run) in told and "Traceback" not in told
+    else:
+        assert (run / "report/report.html").exists()
+
+
 def test_runs_of_other_classes_and_one_run_twice_are_told(evaluated, tmp_path):
     run = copied(evaluated, tmp_path / "run", classes=["a", "b"])
-    recipe = json.loads((run / "recipe.json").read_text()) | {"classes": ["a", "b"]}
-    (run / "recipe.json").write_text(json.dumps(recipe))
+    stored = json.loads((run / "recipe.json").read_text()) | {"classes": ["a", "b"]}
+    (run / "recipe.json").write_text(json.dumps(stored))
     with pytest.raises(SegjaxError, match=r"has the classes a, b, .* dark, light"):
         report((evaluated, run))
     with pytest.raises(SegjaxError, match="named twice"):
