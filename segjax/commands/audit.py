@@ -22,14 +22,14 @@ from segjax.data import audit_page, layouts, pipeline
 from segjax.data.audit import Audit
 from segjax.data.folder import Folder
 from segjax.data.labels import voc_palette
-from segjax.data.pictures import Ranges, Values, read_picture
+from segjax.data.pictures import IGNORE, Colours, Ranges, Values, read_picture
 from segjax.data.wrapper import bare
 from segjax.errors import SegjaxError
 from segjax.evaluation import visualise
 from segjax.training import losses
 
 # A value of Python as messages write it: a tuple, also of tuples, a string, a number or None.
-_LITERAL = r"\((?:[^()]|\([^()]*\))*\)|'[^']*'|None|\d+"
+_LITERAL = r"\((?:[^()]|\((?:[^()]|\([^()]*\))*\))*\)|'[^']*'|None|\d+"
 
 
 @tyro.conf.configure(tyro.conf.PositionalRequiredArgs)
@@ -41,6 +41,7 @@ def audit(
     channels: int = 3,
     ranges: Ranges = (),
     values: Values = (),
+    colours: Colours = (),
     instances: bool = False,
     images: str = "images",
     masks: str = "masks",
@@ -63,6 +64,8 @@ def audit(
         channels: Of a folder's pictures: 1 grey, 3 RGB, 4 RGBA; with --ranges any number.
         ranges: Lowest and highest of a folder's picture values, once or for each channel.
         values: Values of a folder's masks, each followed by its class: 255 1.
+        colours: Colours of a folder's masks, red, green and blue, each followed by its class:
+            255 0 0 1.
         instances: A folder's masks hold numbers of instances, 0 = background.
         images: The folder of pictures within the folder.
         masks: The folder of masks within it; it may be the same.
@@ -76,14 +79,14 @@ def audit(
         SegjaxError: there is no such data, or options that exclude each other.
     """
     is_run = (source / "recipe.json").exists()
-    of_files = (channels, ranges, values, instances, images, masks, endings, split, part)
-    plain = (3, (), (), False, "images", "masks", ("", ""), (), (None, None))
+    of_files = (channels, ranges, values, colours, instances, images, masks, endings, split, part)
+    plain = (3, (), (), (), False, "images", "masks", ("", ""), (), (None, None))
     described = classes or of_files != plain
     if is_run + bool(described) + bool(layout) > 1:
         raise SegjaxError(
             f"{source}: a run folder and a --layout know their pictures and masks. Drop --classes, "
-            "--channels, --ranges, --values, --instances, --images, --masks, --endings, --split "
-            "and --part; and --layout for a run folder."
+            "--channels, --ranges, --values, --colours, --instances, --images, --masks, "
+            "--endings, --split and --part; and --layout for a run folder."
         )
     if data and not is_run:
         raise SegjaxError(f"{source} is no run folder, whose data may have moved; drop --data.")
@@ -93,7 +96,9 @@ def audit(
     elif layout:
         sources = dict(layouts.splits(source, layout))
     else:
-        names = tuple(map(str, range(classes or (2 if instances else 255))))
+        mapped = [label for _, label in colours if label != IGNORE]
+        several = 2 if instances else max(mapped) + 1 if mapped else 255
+        names = tuple(map(str, range(classes or several)))
         try:
             whole = Folder(
                 source,
@@ -107,6 +112,7 @@ def audit(
                 part=part,
                 ranges=ranges,
                 instances=instances,
+                colours=colours,
                 complete=False,
             )
             found = split or _splits(source / images, source)
