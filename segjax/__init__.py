@@ -7,7 +7,13 @@ them.
 
 import os
 import time
+from importlib import import_module
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from segjax.commands.trained import load as load
+    from segjax.segmenter import Segmenter as Segmenter
 
 __version__ = "0.1.0"
 
@@ -32,3 +38,13 @@ def use_compilation_cache() -> None:
     # By default JAX keeps only what took it over a second.
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+
+
+# Found when they are asked for: `import segjax` alone costs nothing.
+_LAZY = {"load": "segjax.commands.trained", "Segmenter": "segjax.segmenter"}
+
+
+def __getattr__(name: str) -> Any:
+    if name in _LAZY:
+        return getattr(import_module(_LAZY[name]), name)
+    raise AttributeError(f"module 'segjax' has no attribute {name!r}")

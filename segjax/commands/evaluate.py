@@ -14,14 +14,14 @@ import tyro
 from jax.sharding import Mesh
 
 from segjax.commands.run import Run, write_whole
-from segjax.commands.trained import Which, held_out, load
+from segjax.commands.trained import Which, held_out, load_step
 from segjax.data import pipeline
 from segjax.data.audit import evenly
 from segjax.data.weight_map import components
 from segjax.errors import SegjaxError
 from segjax.evaluation import metrics, report, visualise
 from segjax.inference import tiles
-from segjax.inference.predict import Predict, predict_label
+from segjax.inference.predict import Predict, make_predict, make_tiled_predict, predict_label
 from segjax.training import sharding
 from segjax.training.train import Batch
 
@@ -68,13 +68,23 @@ def evaluate(
     canvases = [*map(tuple, stored.fields["buckets"] or [stored.fields["canvas"]])]
     mesh = sharding.make_mesh(jax.local_devices() if tile else None)
     sharding.check_batch_size(mesh, batch_size)
-    step, predict, variables = load(
-        stored, checkpoint, tile=tile, gaussian=gaussian, batch_size=batch_size
-    )
-    on_mesh = partial(predict, jax.device_put(variables, sharding.replicated(mesh)))
+    step, trained = load_step(stored, checkpoint)
+    predict: Callable[..., Any]
+    if tile:
+        predict = make_tiled_predict(
+            trained.model,
+            normalise=trained.normalise,
+            tile=tile,
+            batch_size=batch_size,
+            gaussian=gaussian,
+            put=partial(sharding.put, mesh=mesh),
+        )
+    else:
+        predict = make_predict(trained.model, normalise=trained.normalise)
+    on_mesh = partial(predict, jax.device_put(trained.variables, sharding.replicated(mesh)))
     if tile:
         for canvas in canvases:
-            print(tiles.plan(stored.rebuild("model"), canvas, tile))
+            print(tiles.plan(trained.model, canvas, tile))
         confusion = confusion_by_tiles(on_mesh, source, canvases=canvases)
     else:
         batches = batches_on_mesh(
@@ -87,7 +97,7 @@ def evaluate(
         confusion = metrics.evaluate(on_mesh, batches, num_classes=len(source.classes))
     if jax.process_index() == 0:
         # Alone, without the other processes of a cluster.
-        alone = on_mesh if tile else partial(predict, jax.device_put(variables))
+        alone = on_mesh if tile else partial(predict, jax.device_put(trained.variables))
         where = out or run / "report"
         _write_report(stored, where, source, partial(predict_label, alone), step, confusion)
     return metrics.summary(confusion)

@@ -3,26 +3,19 @@
 import glob
 from collections.abc import Callable, Iterable
 from contextlib import suppress
-from functools import cache, partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-import jax
 import numpy as np
 import tyro
 from PIL import Image
 
-from segjax.commands import memory
-from segjax.commands.run import Run
 from segjax.commands.trained import Which, load
-from segjax.data.pictures import Ranges, count_pages, read_picture, shown
-from segjax.data.wrapper import bare
+from segjax.data.pictures import Ranges, count_pages, shown
 from segjax.errors import SegjaxError
 from segjax.evaluation import visualise
-from segjax.inference import tiles
-from segjax.inference.predict import predict_label
-
-_TILE = 1024  # where a picture has to be computed by tiles, and no size is given
+from segjax.inference import memory
+from segjax.segmenter import Segmenter
 
 
 class _Picture(NamedTuple):
@@ -63,19 +56,16 @@ def predict(
             f"{runs[0]}: a run folder, where pictures are expected. The run comes first, then the "
             f"pictures: {runs[0]} {run}"
         )
-    stored = Run(run)
+    trained = load(run, checkpoint)
+    classes, palette = trained.classes, trained.palette
     out = out or run / "predictions"
-    ranges = getattr(bare(stored.rebuild("source")), "ranges", ())
-    read = partial(read_picture, channels=stored.fields["channels"], ranges=ranges)
-    pictures, unread = _pictures(_files(images), read, ranges)
+    pictures, unread = _pictures(_files(images), trained.read, trained.ranges)
     _check_names(pictures, out)
     total = len(pictures) + len(unread)
-    label = _labeller(stored, checkpoint, tile=tile, gaussian=gaussian)
-    palette, classes = stored.rebuild("palette"), stored.rebuild("classes")
     for path, page, name in pictures:
         try:
-            image = read(path, page=page)
-            labels = label(path, image)
+            image = trained.read(path, page)
+            labels = _label(trained, path, image, tile=tile, gaussian=gaussian)
             overlay = visualise.overlay(image, labels, palette)
             out.mkdir(parents=True, exist_ok=True)
             visualise.save_mask(out / f"{name}.png", labels, palette)
@@ -174,38 +164,19 @@ def _check_names(pictures: Iterable[_Picture], out: Path) -> None:
             written[file] = path
 
 
-def _labeller(
-    stored: Run, checkpoint: Which, *, tile: int | None, gaussian: bool
-) -> Callable[[Path, np.ndarray], np.ndarray]:
-    """What labels the picture (H, W, C) of a file, by tiles where asked for or needed."""
-    model = stored.rebuild("model")
-
-    @cache
-    def loaded(tile: int | None) -> tuple[Callable[..., Any], Any]:
-        """The prediction of the network and its variables on the device."""
-        _, predict, variables = load(
-            stored, checkpoint, tile=tile, gaussian=gaussian, batch_size=jax.local_device_count()
-        )
-        return predict, jax.device_put(variables)
-
-    def label(path: Path, image: np.ndarray) -> np.ndarray:
-        height, width, _ = image.shape
-        side = tile
-        if not side:
-            if (labels := memory.whole(*loaded(None), image)) is not None:
-                return labels
-            # The windows of a network that sees everything are best as large as in training.
-            side = max(stored.fields["crop"]) if model.geometry.context is None else _TILE
+def _label(
+    trained: Segmenter, path: Path, image: np.ndarray, *, tile: int | None, gaussian: bool
+) -> np.ndarray:
+    """The label (H, W) of the picture (H, W, C) of a file; tells where it goes by tiles."""
+    height, width, _ = image.shape
+    if plan := trained.plan((height, width), tile=tile):
+        if not tile:
             print(f"{path}: {height}×{width} pixels at once do not fit the memory; so by tiles.")
-        print(tiles.plan(model, (height, width), side))
+        print(plan)
         # The stitched logits, float32, and their argmax, int64, are held on the host.
-        if height * width * (4 * model.num_classes + 8) > memory.left_on_host():
+        if height * width * (4 * trained.model.num_classes + 8) > memory.left_on_host():
             raise SegjaxError(
-                f"{path}: the logits of {height}×{width} pixels and {model.num_classes} classes do "
-                "not fit this machine's memory. Cut the picture into parts."
+                f"{path}: the logits of {height}×{width} pixels and {trained.model.num_classes} "
+                "classes do not fit this machine's memory. Cut the picture into parts."
             )
-        predict, variables = loaded(side)
-        return predict_label(partial(predict, variables), image)
-
-    loaded(tile)  # what is wrong with the run is told before pictures are read
-    return label
+    return trained.predict(image, tile=tile, gaussian=gaussian)

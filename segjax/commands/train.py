@@ -20,7 +20,7 @@ from segjax.commands.description import describe
 from segjax.commands.evaluate import batches_on_mesh, evaluate
 from segjax.commands.run import Run, as_json, read_json, start_run, write_whole
 from segjax.commands.step import Parts
-from segjax.commands.trained import check_folder, load
+from segjax.commands.trained import check_folder, load_step
 from segjax.data import audit, cache, pipeline
 from segjax.data.wrapper import bare, without
 from segjax.errors import SegjaxError
@@ -179,8 +179,8 @@ def _begin(recipe: "Recipe", state: State) -> State:
     """The first state, with the weights that the recipe starts from."""
     variables = recipe.initial(state.variables)
     if recipe.start_from is not None:
-        step, _, theirs = load(Run(recipe.start_from), "best")
-        variables, told = _take_over(variables, theirs)
+        step, theirs = load_step(Run(recipe.start_from), "best")
+        variables, told = _take_over(variables, theirs.variables)
         if jax.process_index() == 0:
             print(f"Starting from {recipe.start_from}, step {step}: {told}.")
     placed = jax.tree.map(
@@ -223,7 +223,8 @@ def _kept(source: pipeline.Source, where: Literal["no", "memory", "disk"]) -> pi
 
 
 def _check_classes(source: pipeline.Source, *, num_classes: int) -> None:
-    if len(source.classes) != num_classes:
+    # One channel is a sigmoid's, which tells two classes apart.
+    if len(source.classes) != max(num_classes, 2):
         raise SegjaxError(
             f"The data has {len(source.classes)} classes ({', '.join(source.classes)}), the "
             f"network {num_classes}: set its num_classes to {len(source.classes)}."

@@ -1,8 +1,6 @@
 """What a run has trained: its network with the variables of a checkpoint, and its data."""
 
 import dataclasses
-from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -10,27 +8,30 @@ import jax
 import jax.numpy as jnp
 
 from segjax.commands.run import Run
+from segjax.data.wrapper import bare
 from segjax.errors import SegjaxError
-from segjax.inference.predict import make_predict, make_tiled_predict
-from segjax.training import sharding
+from segjax.segmenter import Segmenter
 from segjax.training.checkpoint import Checkpoints
 
 Which = Literal["best", "newest"]
 _PLACES = ("root", "data_dir")  # fields of sources that name their folder
 
 
-def load(
-    run: Run,
-    checkpoint: Which,
-    *,
-    tile: int | None = None,
-    gaussian: bool = False,
-    batch_size: int = 1,
-) -> tuple[int, Callable[..., Any], Any]:
-    """The step of a checkpoint, the run's `make_predict`, and the variables (NumPy) it takes.
+def load(run: str | Path | Run, checkpoint: Which = "best") -> Segmenter:
+    """What a run has trained, ready to use: `segjax.load("runs/x").predict("photo.jpg")`.
 
-    With `tile` it computes so many tiles at a time on this process's devices.
+    Args:
+        run: the run folder.
+        checkpoint: the best one by its held-out score, or the newest.
+
+    Raises:
+        SegjaxError: there is no such run, it has no checkpoint yet, or it is damaged.
     """
+    return load_step(run if isinstance(run, Run) else Run(Path(run)), checkpoint)[1]
+
+
+def load_step(run: Run, checkpoint: Which) -> tuple[int, Segmenter]:
+    """The step of a checkpoint, and what it has trained, its variables on the host."""
     model: Any = run.rebuild("model")
     normalise = run.rebuild("normalise")
     images = jnp.zeros((1, *run.fields["crop"], run.fields["channels"]), jnp.uint8)
@@ -46,23 +47,19 @@ def load(
         if step is None:
             raise SegjaxError(f"{run.folder}: no checkpoint yet. Train it first.")
         variables = checkpoints.restore(dict(like), step=step)
-    if model.num_classes != (classes := len(run.rebuild("classes"))):
-        raise SegjaxError(
-            f"{run.folder / 'recipe.json'}: its network has {model.num_classes} classes, but "
-            f"{classes} are named. Restore the file."
+    try:
+        return step, Segmenter(
+            model=model,
+            variables=variables,
+            normalise=normalise,
+            classes=run.rebuild("classes"),
+            palette=run.rebuild("palette"),
+            channels=run.fields["channels"],
+            ranges=getattr(bare(run.rebuild("source")), "ranges", ()),
+            window=max(run.fields["crop"]),
         )
-    if not tile:
-        return step, make_predict(model, normalise=normalise), variables
-    put = partial(sharding.put, mesh=sharding.make_mesh(jax.local_devices()))
-    predict = make_tiled_predict(
-        model,
-        normalise=normalise,
-        tile=tile,
-        batch_size=batch_size,
-        gaussian=gaussian,
-        put=put,
-    )
-    return step, predict, variables
+    except SegjaxError as error:
+        raise SegjaxError(f"{run.folder / 'recipe.json'}: {error} Restore the file.") from error
 
 
 def held_out(run: Run, data: Path | None = None) -> Any:

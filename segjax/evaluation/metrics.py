@@ -14,6 +14,7 @@ import numpy as np
 from jax.typing import ArrayLike
 
 from segjax.errors import SegjaxError, held
+from segjax.inference.predict import labels_of
 
 
 def confusion_matrix(
@@ -81,7 +82,8 @@ def evaluate(
     """The confusion matrix of a whole data set, the same for any batch size, order and devices.
 
     Args:
-        predict: uint8 images (B, H, W, C) -> logits (B, H, W, N).
+        predict: uint8 images (B, H, W, C) -> logits (B, H, W, N), or (B, H, W, 1) of a sigmoid for
+            two classes.
         batches: of "image" and "label" (B, H, W); rows that only fill a batch up are all ignored.
         num_classes: N.
         ignore_label: the label of pixels that do not count.
@@ -131,15 +133,17 @@ def evaluate_with_loss(
     pending = None
     for batch in batches:
         logits, labels = predict(batch["image"]), batch["label"]
-        if logits.shape[-1] != num_classes:
+        channels = logits.shape[-1]
+        if max(channels, 2) != num_classes:
+            means = "one channel, a sigmoid for 2" if channels == 1 else f"{channels}"
             raise SegjaxError(
-                f"The network gives logits of {logits.shape[-1]} classes, expected {num_classes}; "
-                "evaluate it on data of its own classes."
+                f"The network gives logits of {means} classes, expected {num_classes}; evaluate it "
+                "on data of its own classes."
             )
         if pending is not None:  # fetched a batch late, so that the device never waits
             add(*pending)
         counts = _count_pairs(
-            labels, logits.argmax(-1), num_classes=num_classes, ignore_label=ignore_label
+            labels, labels_of(logits), num_classes=num_classes, ignore_label=ignore_label
         )
         pending = labels, counts, summed_loss(logits, labels)
     if pending is not None:

@@ -6,6 +6,8 @@ files (`segjax.data.pictures`, `segjax.commands`).
 """
 
 from segjax.inference import tiles as tiles
+from segjax.inference.predict import labels_of as labels_of
 from segjax.inference.predict import make_predict as make_predict
 from segjax.inference.predict import make_tiled_predict as make_tiled_predict
 from segjax.inference.predict import predict_label as predict_label
+from segjax.inference.predict import probabilities_of as probabilities_of

@@ -2,6 +2,7 @@
 what wraps one (tiles, flips, scales) takes such a function and returns one.
 """
 
+import math
 import warnings
 from collections.abc import Callable, Mapping
 from typing import Any, Protocol
@@ -113,8 +114,38 @@ def _check_batch(images: Any) -> None:
         )
 
 
+def labels_of(logits: jax.Array, *, threshold: float = 0.5) -> jax.Array:
+    """The class of each pixel: the likeliest; of one channel, 1 where σ(logit) > threshold.
+
+    Args:
+        logits: (…, N). A network of one channel is a sigmoid's, its classes background and object.
+        threshold: in 0–1, of one channel; of more it is not asked.
+
+    Returns:
+        (…) int32.
+    """
+    if logits.shape[-1] > 1:
+        return logits.argmax(-1).astype(jnp.int32)
+    return (logits[..., 0] > math.log(threshold / (1 - threshold))).astype(jnp.int32)
+
+
+def probabilities_of(logits: jax.Array) -> jax.Array:
+    """The probability of each class, softmax; of one channel, 1 - σ and σ.
+
+    Args:
+        logits: (…, N).
+
+    Returns:
+        (…, N) float32, or (…, 2) of one channel.
+    """
+    logits = jnp.asarray(logits, jnp.float32)
+    if logits.shape[-1] == 1:
+        logits = jnp.concatenate([jnp.zeros_like(logits), logits], -1)
+    return jax.nn.softmax(logits)
+
+
 def predict_label(predict: Predict, image: np.ndarray) -> np.ndarray:
-    """uint8 picture (H, W, C) -> uint8 label (H, W), the most likely class of each pixel.
+    """uint8 picture (H, W, C) -> uint8 label (H, W), as of `labels_of`.
 
     Raises:
         SegjaxError: the picture has other axes.
@@ -124,11 +155,16 @@ def predict_label(predict: Predict, image: np.ndarray) -> np.ndarray:
     """
     if image.ndim != 3:
         raise SegjaxError(f"The image is {image.shape}; expected one picture (H, W, C).")
-    if image.dtype.kind == "f" and 0 < image.max() <= 1:
+    warn_of_fractions(image)
+    return np.asarray(labels_of(predict(image[None])[0]), np.uint8)
+
+
+def warn_of_fractions(image: np.ndarray) -> None:
+    """Warn of a picture of floats in 0–1, where 0–255 is meant."""
+    if image.dtype.kind == "f" and image.size and 0 < image.max() <= 1:
         warnings.warn(
             "The image is of floats in 0–1, which are black to the network: expected uint8 or "
             "float32 in 0–255. Multiply it by 255.",
             SegjaxWarning,
-            stacklevel=2,
+            stacklevel=3,
         )
-    return np.asarray(predict(image[None])[0].argmax(-1).astype(np.uint8))

@@ -14,7 +14,7 @@ import tifffile
 from PIL import Image
 from tiny import TinyRecipe
 
-from segjax.commands import memory
+from segjax.inference import memory
 from segjax.recipe import main
 
 RNG = np.random.default_rng(0)

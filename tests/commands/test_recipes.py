@@ -138,11 +138,10 @@ def test_every_recipe_trains_evaluates_and_predicts(script, request, tmp_path, c
 
     if "setr" in name:  # whose windows of 32 pixels are averaged
         images = np.random.default_rng(0).integers(0, 256, (1, 40, 44, 3), np.uint8)
-        logits = []
-        for gaussian in (False, True):
-            loaded = load(Run(home), "best", tile=32, gaussian=gaussian, batch_size=8)
-            logits.append(loaded[1](loaded[2], images))
-        assert np.ptp(logits[0] - logits[1]) > 0
+        flat, gaussian = (
+            load(home).logits(images, tile=32, gaussian=gaussian) for gaussian in (False, True)
+        )
+        assert np.ptp(flat - gaussian) > 0
         run(name, "evaluate", "--run", home, "--tile", 32, "--gaussian")
 
 

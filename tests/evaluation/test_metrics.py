@@ -306,3 +306,14 @@ def test_objects_are_those_of_a_slow_count(seed):
             found += both.sum() > 0.5 * either.sum()
     numbers = [len(set(x.ravel()) - {0}) for x in (truth, predicted)]
     assert metrics.count_objects(truth, predicted).tolist() == [found, *numbers]
+
+
+def test_a_network_of_one_channel_is_scored_on_two_classes():
+    """As a sigmoid: it was once right whatever it gave."""
+    labels = np.array([[[0, 1, 1, 255, 0]]], np.uint8)
+    logits = jnp.array([[[[-1.0], [1.0], [-1.0], [1.0], [1.0]]]])
+    batches = [{"image": logits, "label": labels}]
+    confusion = metrics.evaluate(lambda x: x, batches, num_classes=2)
+    np.testing.assert_array_equal(confusion, [[1, 1], [1, 1]])
+    with pytest.raises(SegjaxError, match="logits of one channel, a sigmoid for 2 classes"):
+        metrics.evaluate(lambda x: x, batches, num_classes=1)

@@ -9,7 +9,13 @@ import pytest
 
 from segjax.data.augment import Normalise
 from segjax.errors import SegjaxError, SegjaxWarning
-from segjax.inference.predict import make_predict, make_tiled_predict, predict_label
+from segjax.inference.predict import (
+    labels_of,
+    make_predict,
+    make_tiled_predict,
+    predict_label,
+    probabilities_of,
+)
 from segjax.models import FCN, UNet
 
 CLASSES = 3
@@ -135,3 +141,15 @@ def test_a_picture_scaled_to_one_is_warned_of():
         predict_label(whole, floats / 255)
     predict_label(whole, floats)
     predict_label(whole, 0 * floats)
+
+
+def test_one_channel_tells_two_classes_apart():
+    logits = jnp.array([[-2.0], [-0.1], [0.0], [0.1], [2.0]])
+    np.testing.assert_array_equal(labels_of(logits), [0, 0, 0, 1, 1])
+    np.testing.assert_array_equal(labels_of(logits, threshold=0.45), [0, 1, 1, 1, 1])
+    share = 1 / (1 + np.exp(-np.asarray(logits[:, 0])))
+    np.testing.assert_allclose(probabilities_of(logits)[:, 1], share, rtol=1e-6)
+    # A picture of two channels whose first is 0 is the same one.
+    two = jnp.concatenate([jnp.zeros_like(logits), logits], -1)
+    np.testing.assert_array_equal(labels_of(two), labels_of(logits))
+    np.testing.assert_allclose(probabilities_of(two), probabilities_of(logits))

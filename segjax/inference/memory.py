@@ -5,30 +5,20 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import numpy as np
 import psutil
 
 _SHARE = 0.8  # of what is left that may be taken: convolutions have scratch space beside
 
 
-def whole(predict: Any, variables: Any, image: np.ndarray) -> np.ndarray | None:
-    """The label (H, W) of a picture computed at once; None where the memory does not hold that.
+def fits(compiled: Any) -> bool:
+    """Whether the memory holds what a compiled prediction takes beside its arguments."""
+    found = compiled.memory_analysis()
+    return found.temp_size_in_bytes + found.output_size_in_bytes <= _SHARE * left()
 
-    Args:
-        predict: of `make_predict`.
-        variables: of the network, on the device.
-        image: (H, W, C).
-    """
-    try:
-        # What is compiled to be asked is also run, so that nothing is compiled in vain.
-        compiled = predict.lower(variables, image[None]).compile()
-        if _bytes_of(compiled, image) > _SHARE * left():
-            return None
-        return np.asarray(compiled(variables, image[None])[0].argmax(-1).astype(np.uint8))
-    except jax.errors.JaxRuntimeError as error:
-        if "RESOURCE_EXHAUSTED" in str(error):
-            return None
-        raise
+
+def exhausted(error: jax.errors.JaxRuntimeError) -> bool:
+    """Whether it was memory that was missing."""
+    return "RESOURCE_EXHAUSTED" in str(error)
 
 
 def left() -> int:
@@ -43,13 +33,6 @@ def left_on_host() -> int:
     """Bytes that are free to this process, within the limit of its job or container."""
     own = psutil.Process().memory_info().rss
     return min([psutil.virtual_memory().available, *(limit - own for limit in _limits())])
-
-
-def _bytes_of(compiled: Any, image: np.ndarray) -> int:
-    """What a compiled prediction takes beside its arguments, and the label that is made of it."""
-    found = compiled.memory_analysis()
-    label = 4 * image.shape[0] * image.shape[1]
-    return found.temp_size_in_bytes + found.output_size_in_bytes + label
 
 
 def _limits(root: Path = Path("/sys/fs/cgroup")) -> Iterator[int]:
