@@ -28,6 +28,7 @@ from segjax.errors import SegjaxError
 from segjax.evaluation import visualise
 from segjax.training import losses
 
+CLASS_FILES = ("classes", "labels")  # lists of names, which are no splits
 # A value of Python as messages write it: a tuple, also of tuples, a string, a number or None.
 _LITERAL = r"\((?:[^()]|\((?:[^()]|\([^()]*\))*\))*\)|'[^']*'|None|\d+"
 
@@ -115,7 +116,7 @@ def audit(
                 colours=colours,
                 complete=False,
             )
-            found = split or _splits(source / images, source)
+            found = split or find_splits(source / images, source)
             sources = {name: dataclasses.replace(whole, split=name) for name in found}
             audit_sources(sources or {source.name: whole}, out, where=source, as_options=True)
         except SegjaxError as error:
@@ -124,7 +125,7 @@ def audit(
     audit_sources(sources, out, where=source)
 
 
-def _splits(images: Path, root: Path) -> list[str]:
+def find_splits(images: Path, root: Path) -> list[str]:
     """The folders of pictures, and the lists: not every *.txt is one, a README is not."""
     stems = {path.stem for path in images.glob("*")}
     splits = {path.name for path in images.glob("*/")} if images.name else set()
@@ -132,7 +133,7 @@ def _splits(images: Path, root: Path) -> list[str]:
         first = path.read_text("utf-8-sig", errors="replace").strip().partition("\n")[0].strip()
         if {first, Path(first).stem} & stems:  # with a suffix, Folder tells how to write it
             splits.add(path.stem)
-        else:
+        elif path.stem not in CLASS_FILES:
             print(f"{path}: not taken for a split, for its first line names no picture.")
     return sorted(splits)
 

@@ -7,12 +7,16 @@ from segjax.errors import SegjaxError
 
 
 class Option(NamedTuple):
-    """A field of a network that its script may change: its type, what it is, two values of it."""
+    """A field of a network that its script may change: its type, what it is, two values of it.
+
+    argument: its name as the network's argument, where that is another.
+    """
 
     type: str
     what: str
     small: Any
     paper: Any
+    argument: str = ""
 
 
 class Network(NamedTuple):
@@ -49,6 +53,7 @@ _VIT = {
     "width": Option("int", "Of a token.", 128, 1024),
     "depth": Option("int", "Transformer blocks.", 6, 24),
     "heads": Option("int", "Of the attention.", 4, 16),
+    "decoder_channels": Option("int", "Of the decoder's convolutions.", 64, 256, "channels"),
 }
 _GRID = "grid=(self.crop[0] // 16, self.crop[1] // 16)"
 _RATES = {"norm": (2e-3, 1e-3), "none": (1e-3, 1e-4), "vit": (1e-3, 1e-4)}
@@ -68,10 +73,10 @@ def _fcn(stride: int) -> Network:
     return Network(f"FCN-{stride}s", about, "FCN", _VGG, _RATES["none"], fixed)
 
 
-def _setr(kind: str, about: str, taps: tuple[str, Any, Any], **more: Option) -> Network:
+def _setr(kind: str, about: str, taps: tuple[str, Any, Any]) -> Network:
     name, small, paper = taps
     what = "Blocks, from 0, with an auxiliary head." if name == "auxiliary_taps" else "Blocks used."
-    options = {**_VIT, **more, name: Option("tuple[int, ...]", what, small, paper)}
+    options = {**_VIT, name: Option("tuple[int, ...]", what, small, paper)}
     cls = f"SETR{kind}"
     return Network(f"SETR-{kind}", about, cls, options, _RATES["vit"], _GRID, "auxiliary")
 
@@ -126,7 +131,6 @@ NETWORKS: dict[str, Network] = {
         "PUP",
         "a transformer, its tokens enlarged step by step; wants many pictures",
         ("auxiliary_taps", (2, 3, 4, 5), (9, 14, 19, 23)),
-        channels=Option("int", "Of the decoder's convolutions.", 64, 256),
     ),
     "setr-mla": _setr(
         "MLA",

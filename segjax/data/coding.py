@@ -63,6 +63,15 @@ class Tally:
         if not stored.coloured:
             self.objects.append(_count_objects(stored.codes, codes))
 
+    @property
+    def contradicts_itself(self) -> bool:
+        """Whether palettes give one colour to several values, so that only colours mean anything.
+
+        As programs do that choose the colours of each file anew.
+        """
+        colours = [colour for several in self.palettes.values() for colour in several]
+        return len(set(colours)) >= len(self.palettes) and len(set(colours)) < len(colours)
+
 
 class Coding(NamedTuple):
     """How masks are to be read: the arguments of `Folder` of these names, and that in words.

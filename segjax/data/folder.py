@@ -179,14 +179,14 @@ class Folder:
         pair = self.pairs[i]
         return pair.id, read_picture(pair.image, self.channels, self.ranges, pair.page)
 
-    def codes_of(self, i: int) -> Codes:
-        """What the mask of example i stores, before it is taken for classes.
+    def codes_of(self, i: int, *, coloured: bool = False) -> Codes:
+        """What the mask of example i stores, before it is taken for classes; see `read_codes`.
 
         Raises:
             SegjaxError: the mask is broken, or cannot be one.
         """
         pair = self.pairs[i]
-        return read_codes(pair.mask, pair.page)
+        return read_codes(pair.mask, pair.page, coloured=coloured)
 
     def size_of(self, i: int) -> tuple[int, int]:
         """Height and width of example i, from the files' headers alone.

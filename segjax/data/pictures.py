@@ -377,7 +377,7 @@ def _check_depth(image: ImageFile.ImageFile, path: File, page: int | None) -> No
         )
 
 
-def _check_mask_mode(image: Image.Image, path: File, *, coloured: bool = False) -> None:
+def _check_mask_mode(image: ImageFile.ImageFile, path: File, *, coloured: bool = False) -> None:
     if image.format in {"JPEG", "MPO"}:
         raise Unusable(
             "JPEG mask",

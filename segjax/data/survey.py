@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -49,7 +50,7 @@ class Survey:
             larger ones; None without any. Objects are connected parts of all classes but the
             commonest, or what the masks number.
         upright: whether the shares of the classes differ above and below by more than chance.
-        above: the greatest such difference of a class's share, upper half less lower, and the class.
+        above: the greatest such difference, of the upper half less the lower, and its class.
     """
 
     sizes: Mapping[str, Mapping[tuple[int, int], int]]
@@ -62,8 +63,8 @@ class Survey:
     above: tuple[float, int]
 
 
-def tally_masks(sources: Sequence[Folder]) -> Tally:
-    """What the masks store, of all or of many.
+def tally_masks(sources: Sequence[Folder], *, coloured: bool = False) -> Tally:
+    """What the masks store, of all or of many; `coloured` takes those of values by colour too.
 
     Raises:
         SegjaxError: what is wrong with them, the first few of many.
@@ -71,7 +72,7 @@ def tally_masks(sources: Sequence[Folder]) -> Tally:
     tally = Tally()
     for source in sources:
         some = evenly(len(source), _MASKS // len(sources))
-        for codes in _all(source.codes_of, some):
+        for codes in _all(partial(source.codes_of, coloured=coloured), some):
             tally.add(codes)
     return tally
 
