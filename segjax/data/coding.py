@@ -15,9 +15,12 @@ import numpy as np
 from segjax.data.pictures import IGNORE, Codes, Colours, Values, colour_of, shown
 from segjax.errors import SegjaxError
 
-_COMMON = 5e-3  # of the pixels, from which on a colour is no blend of others
+_THIN = 0.01  # of a mask: where a colour holds more of those that have it, it is no edge
+_TIMES = 10  # as many pixels have the two colours that a blend lies between
 _NEAR = 6.0  # from the line between two colours, of 255: what is nearer may be a blend of them
 _FEW_BLENDS = 3  # so many rare colours between others are smooth edges
+_MANY = 4096
+_ENDS = 32  # colours between which blends are looked for, the commonest
 _BLACK = 0
 
 
@@ -119,13 +122,13 @@ def propose(tally: Tally, *, names: int | None = None) -> Coding:
 def colours_of(tally: Tally) -> tuple[Colours, list[int]]:
     """The table of colours to classes that the masks seem to follow, and the codes of blends.
 
-    Black is class 0, the others follow by their shares. A rare colour on the line between two
+    Black is class 0, the others follow by their shares. A thin, rare colour on the line between two
     common ones is a blend of them, as smooth edges leave.
     """
-    total = tally.pixels.total()
     order = sorted(tally.pixels, key=lambda code: (-tally.pixels[code], code))
-    common = [code for code in order if tally.pixels[code] >= _COMMON * total]
-    blends = _between([code for code in order if code not in set(common)], common)
+    # A photograph has more colours than it is worth looking at.
+    looked_at = order if len(order) <= _MANY else []
+    blends = [code for code in looked_at if _is_blend(tally, code, order[:_ENDS])]
     if len(blends) < _FEW_BLENDS:
         blends = []
     kept = [code for code in order if code not in set(blends)]
@@ -246,22 +249,21 @@ def _counted(codes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return held, np.bincount(run.reshape(-1), lengths, len(held)).astype(np.int64)
 
 
-def _between(rare: Sequence[int], common: Sequence[int]) -> list[int]:
-    """The rare colours that lie on the line between two common ones, or next to it."""
-    if not rare or len(common) < 2:
-        return []
-    ends = np.array([colour_of(code) for code in common[:64]], np.float32)
+def _is_blend(tally: Tally, code: int, others: Sequence[int]) -> bool:
+    """Whether a colour is rare, thin, and on the line between two others, or next to it."""
+    pixels = tally.pixels[code]
+    if pixels * tally.masks > _THIN * tally.among[code] * tally.pixels.total():
+        return False
+    common = [other for other in others if tally.pixels[other] >= _TIMES * pixels]
+    if len(common) < 2:
+        return False
+    ends = np.array([colour_of(other) for other in common], np.float32)
     i, j = np.triu_indices(len(ends), 1)
     start, along = ends[i], ends[j] - ends[i]  # (pairs, 3)
-    length = np.maximum((along**2).sum(-1), 1)
-    found = []
-    for code in rare:
-        away = np.array(colour_of(code), np.float32) - start
-        share = np.clip((away * along).sum(-1) / length, 0, 1)
-        distance = np.linalg.norm(away - share[:, None] * along, axis=-1)
-        if ((distance <= _NEAR) & (share > 0) & (share < 1)).any():
-            found.append(code)
-    return found
+    away = np.array(colour_of(code), np.float32) - start
+    share = (away * along).sum(-1) / (along**2).sum(-1)
+    distance = np.linalg.norm(away - share[:, None] * along, axis=-1)
+    return bool(((distance <= _NEAR) & (share > 0) & (share < 1)).any())
 
 
 def _told(tally: Tally, code: int) -> str:
