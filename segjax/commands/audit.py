@@ -20,6 +20,7 @@ from segjax.commands.trained import held_out
 from segjax.data import audit as auditing
 from segjax.data import audit_page, layouts, pipeline
 from segjax.data.audit import Audit
+from segjax.data.coding import Tally, propose
 from segjax.data.folder import Folder
 from segjax.data.labels import voc_palette
 from segjax.data.pictures import IGNORE, Colours, Ranges, Values, read_picture
@@ -177,7 +178,8 @@ def audit_sources(
     found = auditing.audit(sources, track)
     if as_options:
         found = _told_in_options(found)
-    for part in audit_page.renderables(found):
+    parts = [*audit_page.renderables(found), *([_proposal(found)] if as_options else [])]
+    for part in filter(None, parts):
         rich.get_console().print(part, soft_wrap=True)  # or it would break names of files
     weights = {
         name: losses.class_weights(split.counts).tolist()
@@ -198,6 +200,21 @@ def audit_sources(
     print(f"\nLook at {out / 'audit.html'}; audit.json beside it lists all.")
     if found.failed:
         sys.exit(1)
+
+
+def _proposal(found: Audit) -> str:
+    """What to say of masks whose classes nobody has told; nothing where they may be taken as is."""
+    splits = [split for split in found.splits.values() if len(split.counts)]
+    rare = any(kind.what == auditing.RARE_VALUE.what for kind in found.findings)  # perhaps numbers
+    if len(found.classes) < IGNORE or not splits or rare:
+        return ""
+    counts = np.concatenate([split.counts for split in splits])
+    try:
+        coding = propose(Tally.of_counts(counts, sum(split.ignored for split in splits)))
+    except SegjaxError:
+        return ""  # the findings tell what is wrong
+    values = in_options(f"values={coding.values}") if coding.values else ""
+    return f"\nThe masks seem to hold {coding.why}: --classes {coding.classes} {values}".rstrip()
 
 
 def _lenient(source: pipeline.Source) -> pipeline.Source:

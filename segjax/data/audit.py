@@ -94,7 +94,7 @@ _MOSTLY_IGNORED = Kind(
     "255 = ignore. If it means foreground, say values=((255, 1),). Else ask whether the rest is "
     "enough to learn from.",
 )
-_RARE_VALUE = Kind(
+RARE_VALUE = Kind(
     False,
     "value that few masks hold",
     "If it is no class, correct these masks, or ignore it as said. Of masks that number objects, "
@@ -324,7 +324,7 @@ def _audit_split(
     by_value = np.array(labels, np.int64).reshape(-1, 256)
     if num_classes == IGNORE:  # any value may be a class, or a slip
         for case in _rare_values(by_value, masks):
-            cases[_RARE_VALUE].append(case)
+            cases[RARE_VALUE].append(case)
     return Split(
         len(source),
         dict(sizes),

@@ -66,6 +66,19 @@ class Tally:
         if not stored.coloured:
             self.objects.append(_count_objects(stored.codes, codes))
 
+    @classmethod
+    def of_counts(cls, counts: np.ndarray, ignored: int) -> "Tally":
+        """Of int (masks, N) pixels by value, and pixels of 255: what an audit keeps of masks."""
+        held = np.flatnonzero(counts.any(0)).tolist()
+        tally = cls(
+            masks=len(counts),
+            pixels=Counter({value: int(counts[:, value].sum()) for value in held}),
+            among=Counter({value: int(np.count_nonzero(counts[:, value])) for value in held}),
+        )
+        if ignored:
+            tally.pixels[IGNORE], tally.among[IGNORE] = ignored, len(counts)
+        return tally
+
     @property
     def contradicts_itself(self) -> bool:
         """Whether palettes give one colour to several values, so that only colours mean anything.
@@ -216,7 +229,7 @@ def _are_levels(held: Sequence[int]) -> bool:
 
 def _are_numbers(tally: Tally, names: int | None) -> bool:
     """Whether masks number objects: each value is one part, and masks differ in how many."""
-    if names not in (None, 2) or tally.pixels.keys() <= {0, 1, IGNORE}:
+    if names not in (None, 2) or tally.pixels.keys() <= {0, 1, IGNORE} or not tally.objects:
         return False
     counts = [values for values, _ in tally.objects]
     whole = sum(parts for _, parts in tally.objects)
