@@ -29,6 +29,8 @@ _EPOCHS = 100
 _STEPS = {"cpu": (200, 1000)}  # least and most of `_EPOCHS`; else 2000 and 20000
 _EVALUATIONS = 5
 _BUCKETS = 4
+_CUT = 1024  # pixels of a side, more than which no canvas has
+_CUT_HELD_OUT = 2048  # nor one of held-out pictures
 _UNEVEN = 20  # times as many pixels of the commonest class as of the rarest: weights
 _MOST_WEIGHT = 10.0
 _LOWEST_LEVEL = 8  # pixels a side that a U-Net's lowest level keeps of a crop
@@ -71,7 +73,10 @@ class Line(NamedTuple):
 
 @dataclass(frozen=True)
 class Plan:
-    """A training, field by field as in a recipe, and the reason of each choice by its name."""
+    """A training, field by field as in a recipe, and the reason of each choice by its name.
+
+    cut: whether pictures larger than the canvas are cut to train on, and those held out.
+    """
 
     found: Found
     network: Network
@@ -79,6 +84,7 @@ class Plan:
     steps: int
     batch_size: int
     canvas: Size
+    cut: tuple[bool, bool]
     crop: Size
     buckets: tuple[Size, ...]
     learning_rate: float
@@ -164,8 +170,9 @@ def make_plan(
     """
     survey, small = found.survey, platform == "cpu"
     sizes = survey.sizes["train"]
-    examples = sum(sizes.values())
     crop, why_crop = _crop(survey, platform)
+    canvas, cut, why_canvas = _canvas(survey, crop[0])
+    examples = _pieces(sizes, canvas)
     batch_size, why_batch = _batch_size(crop[0], examples, platform, devices)
     options, why_network = _options(network, crop[0], small=small)
     steps, why_steps = _steps(steps, examples, batch_size, platform)
@@ -174,9 +181,7 @@ def make_plan(
     class_up = found.folder.classes[survey.above[1]]
     above = f"{class_up} has {abs(survey.above[0]):.0%} more of the"
     above += f" {'upper' if survey.above[0] > 0 else 'lower'} half"
-    buckets = _buckets(survey.sizes["val"])
-    canvas = (max(h for h, _ in sizes), max(w for _, w in sizes))
-    shown = "all of one size" if len(sizes) == 1 else f"holds the largest of {len(sizes)} sizes"
+    buckets = (canvas,) if cut[1] else _buckets(survey.sizes["val"])
     big = max(options.get("widths", (0,))) > 256 or options.get("width", 0) > 256
     grey = "the pictures are grey" if found.grey else "as told"
     return Plan(
@@ -186,6 +191,7 @@ def make_plan(
         steps=steps,
         batch_size=batch_size,
         canvas=canvas,
+        cut=cut,
         crop=crop,
         buckets=buckets,
         learning_rate=network.rates[big],
@@ -199,7 +205,7 @@ def make_plan(
             "pictures": "in colour" if found.folder.channels == 3 else grey,
             "classes": found.coding,
             "network": why_network,
-            "canvas": shown,
+            "canvas": why_canvas,
             "crop": why_crop,
             "batch_size": why_batch,
             "normalise": "the pictures' own",
@@ -237,6 +243,32 @@ def _crop(survey: Survey, platform: str) -> tuple[Size, str]:
         wanted, why = limit, f"the most on a {platform.upper()}; {why} would be more"
     nearest = 32 * round(max(wanted, _LEAST_CROP) / 32)
     return (nearest,) * 2, why
+
+
+def _canvas(survey: Survey, crop: int) -> tuple[Size, tuple[bool, bool], str]:
+    """What holds the pictures; where a few are much larger than the rest, or all large, pieces."""
+    sizes, held_out = survey.sizes["train"], survey.sizes["val"]
+    largest = _largest(sizes)
+    every = np.repeat(list(sizes), list(sizes.values()), axis=0)
+    usual = np.maximum(1.25 * np.median(every, axis=0), 3 * crop)
+    most = tuple(min(_up(side), _CUT) for side in usual)
+    if largest[0] <= most[0] and largest[1] <= most[1]:
+        why = "all of one size" if len(sizes) == 1 else f"holds the largest of {len(sizes)} sizes"
+        return largest, (False, False), why
+    canvas = (min(largest[0], most[0]), min(largest[1], most[1]))
+    cut = max(_largest(held_out)) > _CUT_HELD_OUT
+    why = f"pictures of up to {_sizes([largest])} are cut into pieces"
+    why += ", held-out ones too: objects at the cuts score a little less" if cut else ""
+    return canvas, (True, cut), why
+
+
+def _largest(sizes: Mapping[Size, int]) -> Size:
+    return max(h for h, _ in sizes), max(w for _, w in sizes)
+
+
+def _pieces(sizes: Mapping[Size, int], canvas: Size) -> int:
+    """Into how many pieces of at most a canvas pictures are cut."""
+    return sum(-(-h // canvas[0]) * -(-w // canvas[1]) * n for (h, w), n in sizes.items())
 
 
 def _batch_size(side: int, examples: int, platform: str, devices: int) -> tuple[int, str]:
@@ -302,8 +334,7 @@ def _buckets(sizes: Mapping[Size, int]) -> tuple[Size, ...]:
         return tuple(sorted(sizes))
     ordered = sorted(sizes, key=math.prod)
     chosen = [ordered[round(i * (len(ordered) - 1) / _BUCKETS)] for i in range(1, _BUCKETS)]
-    largest = (max(h for h, _ in sizes), max(w for _, w in sizes))
-    return tuple(dict.fromkeys([*chosen, largest]))
+    return tuple(dict.fromkeys([*chosen, _largest(sizes)]))
 
 
 def _up(side: float) -> int:

@@ -96,6 +96,7 @@ def _imports(plan: Plan) -> list[str]:
         *_import("segjax.data.augment", moved),
         "from segjax.data.colour import random_grey_values",
         "from segjax.data.folder import Folder",
+        *(["from segjax.data.wrapper import Pieces"] if plan.cut[0] else []),
         f"from segjax.models import {', '.join(models)}",
         "from segjax.recipe import Recipe, Split, main",
         *losses,
@@ -187,9 +188,14 @@ def _source(plan: Plan) -> list[str]:
     if folder.channels != 3:
         arguments.append("channels=self.channels")
     call = _Group("Folder(", arguments)
+    if not plan.cut[0]:
+        head = "def source(self, split: Split) -> Folder:"
+        return [head, *_indented(_lines("return ", call, indent=8))]
+    either = "" if plan.cut[1] else ' if split == "train" else pictures'
     return [
-        "def source(self, split: Split) -> Folder:",
-        *_indented(_lines("return ", call, indent=8)),
+        "def source(self, split: Split) -> Folder | Pieces:",
+        *_indented(_lines("pictures = ", call, indent=8)),
+        f"    return Pieces(pictures, self.canvas){either}",
     ]
 
 

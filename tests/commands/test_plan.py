@@ -109,6 +109,21 @@ def test_every_choice_has_a_reason(model):
         assert line.what and line.chosen and line.why
 
 
+def test_pictures_much_larger_than_the_rest_are_cut():
+    made = plan({(256, 256): 90, (1040, 1388): 10}, scale=20.0)
+
+    assert made.canvas == (320, 320) and made.cut == (True, False)
+    assert made.buckets == ((256, 256), (1040, 1388))
+    assert "each picture 55 times" in made.why["steps"]  # 90 whole ones and 10 of 4×5 pieces
+
+
+def test_large_pictures_are_cut_held_out_ones_too():
+    made = plan({(5000, 7000): 4})
+
+    assert made.canvas == (1024, 1024) and made.cut == (True, True)
+    assert made.buckets == (made.canvas,) and made.crop == (256, 256)
+
+
 def test_fewer_pictures_keep_all_else():
     made = plan({(512, 512): 24})
     fewer = made.smaller(2, "memory")

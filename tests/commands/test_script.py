@@ -15,13 +15,14 @@ from segjax.commands.networks import NETWORKS, network
 from segjax.commands.plan import Where, make_plan
 from segjax.commands.script import write
 from segjax.data.augment import Example
+from segjax.data.wrapper import Pieces
 
 ROOT = Path(__file__).parents[2]
 RUFF = shutil.which("ruff", path=Path(sys.executable).parent) or shutil.which("ruff")
 
 
-def planned(model="unet", platform="cpu", *, train=None, val=None, **of):
-    data = found({(96, 96): 9}, **of)
+def planned(model="unet", platform="cpu", *, train=None, val=None, sizes=(((96, 96), 9),), **of):
+    data = found(dict(sizes), **of)
     data = data._replace(train=train or data.train, val=val or data.val)
     return make_plan(data, network(model), platform=platform)
 
@@ -51,6 +52,8 @@ PLANS = {
     ),
     "held out": planned(train=Where(None, (None, -2)), val=Where(None, (-2, None))),
     "other names": planned(train=Where("training"), val=Where("validation")),
+    "cut": planned(sizes=(((96, 96), 9), ((500, 96), 2)), scale=5.0),
+    "all cut": planned(sizes=(((3000, 3000), 9),)),
     "ranges": planned(ranges=((0.0, 4095.0),), channels=5),
 }
 
@@ -86,6 +89,8 @@ def test_a_script_is_the_plan(plan):
     model.geometry.check(*made.crop)
     for split, where in (("train", plan.found.train), ("val", plan.found.val)):
         source = made.source(split)
+        assert isinstance(source, Pieces) == plan.cut[split == "val"]
+        source = getattr(source, "source", source)
         assert (source.split, source.part) == where
         for name in ("classes", "palette", "values", "colours", "images", "masks", "endings"):
             assert getattr(source, name) == getattr(plan.found.folder, name)
