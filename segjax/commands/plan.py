@@ -37,10 +37,12 @@ _LOWEST_LEVEL = 8  # pixels a side that a U-Net's lowest level keeps of a crop
 
 
 class Where(NamedTuple):
-    """Which examples of the folder: a split, and which of its sorted pairs."""
+    """Which examples of the folder: a split, which of its sorted pairs, and the folders of both."""
 
     split: str | None = None
     part: tuple[int | None, int | None] = (None, None)
+    images: str = "images"
+    masks: str = "masks"
 
 
 class Found(NamedTuple):

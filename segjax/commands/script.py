@@ -129,7 +129,8 @@ def _constants(plan: Plan) -> list[str]:
 
 def _fields(plan: Plan) -> list[str]:
     folder = plan.found.folder
-    where = f"{folder.images} and {folder.masks}"
+    train = plan.found.train
+    where = f"{train.images} and {train.masks}"
     path = _python(str(folder.root.absolute()))
     lines = [*_lines("data: Path = ", _Group("Path(", [path])), f'"""Folder with {where}."""']
 
@@ -179,7 +180,16 @@ def _source(plan: Plan) -> list[str]:
         arguments.append(f"split={_either(train.split, val.split)}")
     if train.part != val.part:
         arguments.append(f"part={_either(train.part, val.part)}")
-    for name in ("values", "images", "masks", "endings", "ranges", "instances", "colours"):
+    for name in ("images", "masks"):
+        ours, theirs = getattr(train, name), getattr(val, name)
+        if ours != theirs:
+            in_split = ours.removeprefix("train"), theirs.removeprefix("val")
+            same = in_split[0] == in_split[1] and ours != in_split[0]
+            either = f'f"{{split}}{in_split[0]}"' if same else _either(ours, theirs)
+            arguments.append(f"{name}={either}")
+        elif ours != getattr(_PLAIN, name):
+            arguments.append(f"{name}={_flat(ours)}")
+    for name in ("values", "endings", "ranges", "instances", "colours"):
         value = getattr(folder, name)
         if value != getattr(_PLAIN, name):
             of = _python(value)

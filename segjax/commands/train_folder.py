@@ -102,14 +102,8 @@ def train_folder(
         _check_run(run, script)
         more = []
         found = _look(
-            partial(
-                Folder,
-                folder,
-                images=images,
-                masks=masks,
-                endings=endings,
-                ranges=ranges,
-            ),
+            partial(Folder, folder, endings=endings, ranges=ranges),
+            places=(images, masks),
             names=classes,
             channels=channels,
             told=Coding(0, "as told", values, colours, instances),
@@ -183,12 +177,18 @@ def _check_run(run: Path, script: Path) -> None:
 
 
 def _look(
-    make: Callable[..., Folder], *, names: Sequence[str], channels: int | None, told: Coding
+    make: Callable[..., Folder],
+    *,
+    places: tuple[str, str],
+    names: Sequence[str],
+    channels: int | None,
+    told: Coding,
 ) -> Found:
     """What is in the folder, and how it is to be read.
 
     Args:
         make: the folder, given classes and palette.
+        places: of pictures and of masks within it.
         names: of the classes, if any are told.
         channels: of the pictures, if told.
         told: how masks are read, if that is told.
@@ -200,7 +200,7 @@ def _look(
         # The classes are not known yet: any value may be one.
         any_value = tuple(map(str, range(IGNORE)))
         folder = make(classes=any_value, palette=voc_palette(IGNORE), channels=channels or 3)
-        train, val, why = _split(folder)
+        train, val, why = _split(folder, *places)
         names = tuple(names) or _names_beside(folder.root)
         both = [replace(folder, **where._asdict()) for where in (train, val)]
         found = _coding(both, len(names) or None, told)
@@ -225,28 +225,74 @@ def _look(
         raise SegjaxError(in_options(str(error))) from error
 
 
-def _split(folder: Folder) -> tuple[Where, Where, str]:
+def _split(folder: Folder, images: str, masks: str) -> tuple[Where, Where, str]:
     """Which examples are trained on and which are held out, and how that was decided."""
-    splits = find_splits(folder.root / folder.images, folder.root)
-    train = next((name for name in _TRAIN if name in splits), None)
-    val = next((name for name in _VAL if name in splits), None)
-    if train and val:
-        return Where(train), Where(val), f"the splits {train} and {val} of the folder"
-    if val:
+    root = folder.root
+    if not _exists(root, images):  # train/images instead of images/train
+        inner = {
+            name: Where(images=f"{name}/{images}", masks=_masks(root, f"{name}/", images, masks))
+            for name in (*_TRAIN, *_VAL)
+            if _exists(root, f"{name}/{images}")
+        }
+        of_train = [inner[name] for name in _TRAIN if name in inner]
+        of_val = [inner[name] for name in _VAL if name in inner]
+        if of_train and of_val:
+            why = f"the folders {of_train[0].images} and {of_val[0].images}"
+            return of_train[0], of_val[0], why
+        if of_train:
+            return _hold_out(replace(folder, **of_train[0]._asdict()), of_train[0])
+    masks = _masks(root, "", images, masks)
+    splits = find_splits(root / images, root)
+    trained = next((name for name in _TRAIN if name in splits), None)
+    held_out = next((name for name in _VAL if name in splits), None)
+    if trained and held_out:
+        train, val = (Where(name, images=images, masks=masks) for name in (trained, held_out))
+        return train, val, f"the splits {trained} and {held_out} of the folder"
+    if held_out:
         raise SegjaxError(
-            f"{folder.root}: there is a split {val}, but none to train on. Name that one train: "
+            f"{root}: there is a split {held_out}, but none to train on. Name that one train: "
             "a subfolder of both, or a list train.txt."
         )
-    where = f"of the split {train}" if train else "by name"
-    pairs = len(replace(folder, split=train).pairs)
+    where = Where(trained, images=images, masks=masks)
+    return _hold_out(replace(folder, **where._asdict()), where)
+
+
+def _hold_out(folder: Folder, where: Where) -> tuple[Where, Where, str]:
+    """The last fifth is held out: neighbours, as frames of a film, stay on one side."""
+    pairs = len(folder.pairs)
     if pairs < 2:
         raise SegjaxError(
             f"{folder.root}: one picture only. Expected at least two with masks, one to train on "
             "and one to hold out; cut a large one into parts."
         )
     held_out = max(1, pairs // _HELD_OUT)
-    why = f"no split val is there: the last fifth {where} is held out"
-    return Where(train, (None, -held_out)), Where(train, (-held_out, None)), why
+    train, val = (where._replace(part=part) for part in ((None, -held_out), (-held_out, None)))
+    of = f" of {where.split}" if where.split else ""
+    return train, val, f"no split val is there: the last fifth{of} by name is held out"
+
+
+def _exists(root: Path, place: str) -> bool:
+    return "*" in place or (root / place).exists()
+
+
+def _masks(root: Path, before: str, images: str, masks: str) -> str:
+    """The folder of masks: where there is none of the name, the only one of the pictures' stems."""
+    top = root / before
+    if _exists(top, masks) or not (top / images).is_dir():
+        return before + masks
+    stems = _stems(top / images)
+    others = [path for path in sorted(top.iterdir()) if path.is_dir() and path.name != images]
+    found = [path.name for path in others if stems & _stems(path)]
+    if len(found) > 1:
+        raise SegjaxError(
+            f"{top}: several folders may hold the masks: {', '.join(found)}. Say which: --masks "
+            f"{found[0]}."
+        )
+    return before + (found[0] if found else masks)
+
+
+def _stems(folder: Path) -> set[str]:
+    return {path.stem for path in folder.rglob("*") if not path.name.startswith(".")}
 
 
 def _coding(sources: Sequence[Folder], names: int | None, told: Coding) -> Coding:

@@ -16,6 +16,7 @@ from segjax.commands.plan import Where, make_plan
 from segjax.commands.script import write
 from segjax.data.augment import Example
 from segjax.data.wrapper import Pieces
+from segjax.models.variants import VARIANTS
 
 ROOT = Path(__file__).parents[2]
 RUFF = shutil.which("ruff", path=Path(sys.executable).parent) or shutil.which("ruff")
@@ -34,6 +35,14 @@ def recipe(text):
     return cls()
 
 
+@pytest.mark.parametrize("name", NETWORKS)
+def test_on_an_accelerator_a_network_is_the_papers(name):
+    title = {"unetplusplus": "U-Net++ L4"}.get(name, NETWORKS[name].title)
+    paper = VARIANTS[title].network
+    for field, option in NETWORKS[name].options.items():
+        assert getattr(paper, option.argument or field) == option.paper
+
+
 LONG = tuple(f"a class of a rather long name {i}" for i in range(7))
 PLANS = {
     **{model: planned(model) for model in NETWORKS},
@@ -45,12 +54,22 @@ PLANS = {
     "colours": planned(colours=(((0, 0, 0), 0), ((255, 0, 0), 1), ((9, 9, 9), 255))),
     "all options": planned(
         values=((11, 255),),
-        images="some/long/folder/of/images",
-        masks="some/long/folder/of/masks",
+        train=Where(
+            "train", images="some/long/folder/of/images", masks="some/long/folder/of/masks"
+        ),
+        val=Where("val", images="some/long/folder/of/images", masks="some/long/folder/of/masks"),
         endings=("_picture", "_mask"),
         channels=1,
     ),
     "held out": planned(train=Where(None, (None, -2)), val=Where(None, (-2, None))),
+    "folders of splits": planned(
+        train=Where(images="train/images", masks="train/masks"),
+        val=Where(images="val/images", masks="val/masks"),
+    ),
+    "folders of other splits": planned(
+        train=Where(images="training/a", masks="training/b"),
+        val=Where(images="valid/a", masks="valid/b"),
+    ),
     "other names": planned(train=Where("training"), val=Where("validation")),
     "cut": planned(sizes=(((96, 96), 9), ((500, 96), 2)), scale=5.0),
     "all cut": planned(sizes=(((3000, 3000), 9),)),
@@ -91,8 +110,8 @@ def test_a_script_is_the_plan(plan):
         source = made.source(split)
         assert isinstance(source, Pieces) == plan.cut[split == "val"]
         source = getattr(source, "source", source)
-        assert (source.split, source.part) == where
-        for name in ("classes", "palette", "values", "colours", "images", "masks", "endings"):
+        assert (source.split, source.part, source.images, source.masks) == where
+        for name in ("classes", "palette", "values", "colours", "endings", "ranges"):
             assert getattr(source, name) == getattr(plan.found.folder, name)
 
 

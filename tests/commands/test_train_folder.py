@@ -111,6 +111,26 @@ def test_a_lone_list_is_parted(tmp_path):
     assert [len(recipe.source(split)) for split in ("train", "val")] == [4, 1]
 
 
+def test_splits_may_be_the_outer_folders(tmp_path):
+    for name, count in (("train", 4), ("valid", 3)):
+        make(tmp_path / "cells" / name, count)
+    recipe = planned(tmp_path / "cells")
+
+    assert [len(recipe.source(split)) for split in ("train", "val")] == [4, 3]
+
+
+def test_masks_are_found_in_the_only_other_folder(tmp_path, capsys):
+    folder = make(tmp_path / "cells")
+    (folder / "masks").rename(folder / "annotations")
+    (folder / "thumbnails").mkdir()
+    assert len(planned(folder).source("train")) == 8
+
+    (folder / "thumbnails/00.png").touch()
+    (tmp_path / "runs/cells.py").unlink()
+    told = fails(capsys, "train", folder)
+    assert "several folders may hold the masks: annotations, thumbnails" in told
+
+
 def test_colours_and_values_are_taken_as_told(tmp_path):
     folder = make(tmp_path / "reds", mask=lambda p: np.dstack([p // 128 * 200, 0 * p, 0 * p]))
 
@@ -159,9 +179,9 @@ def broken(root):
 MISTAKES = {
     "no folder": (lambda root: root / "nowhere", [], "no such folder"),
     "no masks": (
-        lambda root: make(root).joinpath("masks").rename(root / "m") and root,
+        lambda root: make(root).joinpath("masks").rename(root.parent / "m") and root,
         [],
-        "masks",
+        "masks: no such folder",
     ),
     "one picture": (lambda root: make(root, 1), [], "one picture only"),
     "unreadable": (broken, [], "00.png: an empty file"),
