@@ -23,7 +23,7 @@ from segjax.data.audit import Audit
 from segjax.data.coding import Tally, propose
 from segjax.data.folder import Folder
 from segjax.data.labels import voc_palette
-from segjax.data.pictures import IGNORE, Colours, Ranges, Values, read_picture
+from segjax.data.pictures import IGNORE, Colour, Colours, Ranges, Values, read_picture
 from segjax.data.wrapper import bare
 from segjax.errors import SegjaxError
 from segjax.evaluation import visualise
@@ -105,7 +105,7 @@ def audit(
             whole = Folder(
                 source,
                 names,
-                voc_palette(len(names)),
+                palette_of(colours, len(names)),
                 values=values,
                 channels=channels,
                 images=images,
@@ -124,6 +124,12 @@ def audit(
             raise SegjaxError(in_options(str(error))) from error
         return
     audit_sources(sources, out, where=source)
+
+
+def palette_of(colours: Colours, number: int) -> tuple[Colour, ...]:
+    """Of so many classes: the masks' own colours, the first of each; VOC's where there is none."""
+    own = {label: colour for colour, label in reversed(colours)}
+    return tuple(own.get(label, colour) for label, colour in enumerate(voc_palette(number)))
 
 
 def find_splits(images: Path, root: Path) -> list[str]:

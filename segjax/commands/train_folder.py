@@ -18,7 +18,7 @@ import numpy as np
 import rich
 import tyro
 
-from segjax.commands.audit import CLASS_FILES, find_splits, in_options
+from segjax.commands.audit import CLASS_FILES, find_splits, in_options, palette_of
 from segjax.commands.command import run_script
 from segjax.commands.cost import step_in_shapes
 from segjax.commands.networks import network
@@ -101,13 +101,15 @@ def train_folder(
     else:
         _check_run(run, script)
         more = []
-        found = _look(
-            partial(Folder, folder, endings=endings, ranges=ranges),
-            places=(images, masks),
-            names=classes,
-            channels=channels,
-            told=Coding(0, "as told", values, colours, instances),
-        )
+        console = rich.get_console()
+        with console.status(f"looking at {folder}"):
+            found = _look(
+                partial(Folder, folder, endings=endings, ranges=ranges),
+                places=(images, masks),
+                names=classes,
+                channels=channels,
+                told=Coding(0, "as told", values, colours, instances),
+            )
         plan = make_plan(
             found,
             chosen,
@@ -115,8 +117,9 @@ def train_folder(
             devices=jax.device_count(),
             steps=steps,
         )
-        plan = _fitted(plan)
-        rich.get_console().print(table(plan, f"{chosen.title} on {folder}"))
+        with console.status("compiling, to see what fits the memory"):
+            plan = _fitted(plan)
+        console.print(table(plan, f"{chosen.title} on {folder}"))
         script.parent.mkdir(parents=True, exist_ok=True)
         write_whole(script, write(plan, name=run.name, command=asked).rstrip("\n"))
         print(f"The plan is written to {script}: edit it and start it by python {script} train.")
@@ -208,7 +211,7 @@ def _look(
         grey = channels is None and not folder.ranges and are_grey(both[0])
         folder = make(
             classes=names,
-            palette=_palette(found.colours, len(names)),
+            palette=palette_of(found.colours, len(names)),
             channels=1 if grey else folder.channels,
             values=found.values,
             colours=found.colours,
@@ -325,12 +328,6 @@ def _default_names(found: Coding) -> tuple[str, ...]:
     if found.classes == 2:
         return ("background", "object" if found.instances else "foreground")
     return tuple(f"class_{label}" for label in range(found.classes))
-
-
-def _palette(colours: Colours, number: int) -> tuple[tuple[int, int, int], ...]:
-    """The masks' own colours, the first of each class; VOC's where there is none."""
-    own = {label: colour for colour, label in reversed(colours)}
-    return tuple(own.get(label, colour) for label, colour in enumerate(voc_palette(number)))
 
 
 def _fitted(plan: Plan) -> Plan:
