@@ -257,6 +257,8 @@ def _split(folder: Folder, images: str, masks: str) -> tuple[Where, Where, str]:
             "a subfolder of both, or a list train.txt."
         )
     where = Where(trained, images=images, masks=masks)
+    if not trained and _holds_folders_only(root / images):  # one for each city, patient, …
+        where = Where(images=f"{images}/*", masks=f"{masks}/*")
     return _hold_out(replace(folder, **where._asdict()), where)
 
 
@@ -276,6 +278,11 @@ def _hold_out(folder: Folder, where: Where) -> tuple[Where, Where, str]:
 
 def _exists(root: Path, place: str) -> bool:
     return "*" in place or (root / place).exists()
+
+
+def _holds_folders_only(folder: Path) -> bool:
+    held = [path for path in folder.glob("*") if not path.name.startswith(".")]
+    return bool(held) and all(path.is_dir() for path in held)
 
 
 def _masks(root: Path, before: str, images: str, masks: str) -> str:

@@ -119,6 +119,16 @@ def test_splits_may_be_the_outer_folders(tmp_path):
     assert [len(recipe.source(split)) for split in ("train", "val")] == [4, 3]
 
 
+def test_folders_of_cities_are_taken_together(tmp_path):
+    folder = make(tmp_path / "cells")
+    for path in (*folder.glob("images/*"), *folder.glob("masks/*")):
+        city = path.parent / ("ulm" if int(path.stem) < 5 else "jena")
+        city.mkdir(exist_ok=True)
+        path.rename(city / path.name)
+
+    assert len(planned(folder).source("train")) == 8
+
+
 def test_masks_are_found_in_the_only_other_folder(tmp_path, capsys):
     folder = make(tmp_path / "cells")
     (folder / "masks").rename(folder / "annotations")
