@@ -202,6 +202,7 @@ MISTAKES = {
         ["--classes", "a", "b"],
         "--values 2 255",
     ),
+    "one name": (make, ["--colours", "0", "0", "0", "0"], "One class only, class_0"),
     "val alone": (lambda root: make(root, lists=[("val", [1])]), [], "none to train on"),
     "many colours": (
         lambda root: make(root, mask=lambda p: np.dstack([p, p // 2, p // 3])),
