@@ -22,6 +22,7 @@ _FEW_BLENDS = 3  # so many rare colours between others are smooth edges
 _MANY = 4096
 _ENDS = 32  # colours between which blends are looked for, the commonest
 _BLACK = 0
+_MANY_OBJECTS = 8  # in one mask at least, where masks number objects
 
 
 @dataclass
@@ -34,7 +35,7 @@ class Tally:
         pixels: of each code of `Codes`.
         among: masks that hold each code.
         objects: of each mask of values, how many it has but for 0, and how many of them are one
-            connected part.
+            connected part; none are where they are not 1, 2, 3, …
         palettes: of palette pictures, the colours that a value stands for in one file or another.
     """
 
@@ -228,28 +229,29 @@ def _are_levels(held: Sequence[int]) -> bool:
 
 
 def _are_numbers(tally: Tally, names: int | None) -> bool:
-    """Whether masks number objects: each value is one part, and masks differ in how many."""
+    """Whether masks number objects: 1, 2, 3, …, many, each one part, and masks differ in how many.
+
+    Organs are one part each, too, but a slice shows some of them, and there are few.
+    """
     if names not in (None, 2) or tally.pixels.keys() <= {0, 1, IGNORE} or not tally.objects:
         return False
     counts = [values for values, _ in tally.objects]
     whole = sum(parts for _, parts in tally.objects)
     one_each = whole >= 0.95 * sum(counts)
-    return max(counts) >= 3 and len(set(counts)) > 1 and one_each and 0 in tally.pixels
+    return max(counts) >= _MANY_OBJECTS and len(set(counts)) > 1 and one_each and 0 in tally.pixels
 
 
 def _count_objects(codes: np.ndarray, held: np.ndarray) -> tuple[int, int]:
-    """How many values a mask has but for 0, and how many of these are one connected part."""
+    """How many values a mask has but for 0, and how many of these, if 1, 2, …, are one part."""
     from scipy import ndimage  # takes a moment to import
 
     values = held[held > 0]
-    if not 3 <= len(values) <= 4096:
+    if not len(values) or values[-1] != len(values):
         return len(values), 0
-    number: np.ndarray = np.zeros(int(held[-1]) + 1, np.int32)
-    number[values] = np.arange(1, len(values) + 1)
-    numbered, whole = number[codes], 0
+    whole = 0
     # Each within its own box, so that the cost is that of the objects, not of pictures times them.
-    for i, box in enumerate(ndimage.find_objects(numbered), start=1):
-        whole += ndimage.label(numbered[box] == i, np.ones((3, 3)))[1] == 1
+    for number, box in enumerate(ndimage.find_objects(codes.astype(np.int32)), start=1):
+        whole += ndimage.label(codes[box] == number, np.ones((3, 3)))[1] == 1
     return len(values), whole
 
 

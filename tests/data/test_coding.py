@@ -123,6 +123,13 @@ def test_numbers_of_objects_are_told_from_classes():
     assert not propose(tally(numbered(4), numbered(9)), names=10).instances
 
 
+def test_organs_are_classes_though_each_is_one_part():
+    slices = [numbered(9) * np.isin(numbered(9), some) for some in ((1, 2), (3, 4, 7), (2, 9))]
+    assert propose(tally(*slices)).classes == 7 and not propose(tally(*slices)).instances
+    few = [numbered(n) for n in (1, 3, 2)]
+    assert propose(tally(*few)).classes == 4 and not propose(tally(*few)).instances
+
+
 def test_colours_are_classes_black_first_then_by_share():
     mask = np.zeros((10, 10, 3), np.uint8)
     mask[:6] = RED
