@@ -177,9 +177,10 @@ def _typical(sides: np.ndarray) -> float:
 
 def _is_upright(above: np.ndarray) -> tuple[bool, tuple[float, int]]:
     """Whether the means of (examples, N) differ from 0, and the one that does most."""
-    mean = above.mean(0)
-    error = above.std(0) / np.sqrt(max(len(above) - 1, 1))
-    certain = np.abs(mean) > np.maximum(_UP, _CERTAIN * error)
+    mean, number = above.mean(0), len(above)
+    error = above.std(0) / np.sqrt(max(number - 1, 1))
+    # Of very few pictures the deviation tells little: they must differ by more.
+    certain = np.abs(mean) > np.maximum(_UP * (1 + 4 / number), _CERTAIN * error)
     most = int(np.argmax(np.abs(mean)))
     return bool(certain.any()), (float(mean[most]), most)
 
