@@ -19,7 +19,7 @@ _THIN = 0.01  # of a mask: where a colour holds more of those that have it, it i
 _TIMES = 10  # as many pixels have the two colours that a blend lies between
 _NEAR = 6.0  # from the line between two colours, of 255: what is nearer may be a blend of them
 _FEW_BLENDS = 3  # so many rare colours between others are smooth edges
-_MANY = 4096
+_MANY = 4096  # colours, beyond which none is looked at
 _ENDS = 32  # colours between which blends are looked for, the commonest
 _BLACK = 0
 _MANY_OBJECTS = 8  # in one mask at least, where masks number objects
@@ -109,8 +109,7 @@ def propose(tally: Tally, *, names: int | None = None) -> Coding:
 
     Two values or colours are background and foreground. Values from 0 on are classes, 255 is
     ignored. Values with gaps are classes in their order, unless `names` makes them indices. Masks
-    number objects where nearly every value is one connected part and masks differ in how many.
-    Colours are classes in the order of their shares, but black comes first.
+    number objects where they hold 1, 2, 3, … up to many, nearly each one connected part. Colours are classes in the order of their shares, but black comes first.
 
     Args:
         tally: of all masks, or of many.
