@@ -109,7 +109,8 @@ def propose(tally: Tally, *, names: int | None = None) -> Coding:
 
     Two values or colours are background and foreground. Values from 0 on are classes, 255 is
     ignored. Values with gaps are classes in their order, unless `names` makes them indices. Masks
-    number objects where they hold 1, 2, 3, … up to many, nearly each one connected part. Colours are classes in the order of their shares, but black comes first.
+    number objects where they hold 1, 2, 3, … up to many, nearly each one connected part. Colours
+    are classes in the order of their shares, but black comes first.
 
     Args:
         tally: of all masks, or of many.
