@@ -37,6 +37,18 @@ from segjax.errors import SegjaxError
 from segjax.training import losses, optimizers, sharding
 
 Split = Literal["train", "val"]
+Loss = Literal[
+    "cross_entropy",
+    "binary_cross_entropy",
+    "focal",
+    "binary_focal",
+    "ohem_cross_entropy",
+    "dice",
+    "generalised_dice",
+    "tversky",
+    "lovasz",
+    "bce_dice",
+]
 _COUNTS = ("steps", "batch_size", "workers", "evaluate_every", "log_every")
 
 
@@ -54,6 +66,8 @@ class Recipe(abc.ABC):
     """Height and width of the network's input in training."""
     learning_rate: float = 1e-3
     """At its highest, after the warm-up."""
+    losses: tuple[Loss, ...] = ("cross_entropy",)
+    """What is minimised, the sum of these; right for networks of one channel, too."""
     channels: int = 3
     """Channels of a picture: 1 grey, 3 RGB, 4 RGBA."""
     normalise: augment.Normalise = field(default_factory=augment.Normalise)
@@ -82,6 +96,11 @@ class Recipe(abc.ABC):
         for name, least in {"seed": 0}.items() | dict.fromkeys(_COUNTS, 1).items():
             if (value := getattr(self, name)) < least:
                 raise SegjaxError(f"{name} is {value}; expected at least {least}.")
+        if not self.losses or not set(self.losses) <= set(get_args(Loss)):
+            raise SegjaxError(
+                f"losses is {self.losses!r}; expected a tuple of at least one of "
+                f"{', '.join(get_args(Loss))}."
+            )
 
     @abc.abstractmethod
     def model(self) -> nn.Module:
@@ -115,11 +134,28 @@ class Recipe(abc.ABC):
         return None
 
     def loss(self, output: Any, example: Example) -> jax.Array:
-        """The network's output and the batch (label (B, H, W)) -> scalar; by default cross-entropy.
+        """The network's output and the batch (label (B, H, W)) -> scalar; by default of `losses`.
 
-        Weighted where the source gives weights, divided by the valid pixels in any case.
+        Weighted where the source gives weights, in those that take any.
         """
-        return losses.cross_entropy(output.logits, example.label, pixel_weights=example.weight)
+        chosen = [getattr(losses, name) for name in self.losses]
+        weights = [{"pixel_weights": example.weight} if _weighs(f) else {} for f in chosen]
+        if example.weight is not None and not any(weights):
+            able = ", ".join(name for name in get_args(Loss) if _weighs(getattr(losses, name)))
+            raise SegjaxError(
+                f"The data have weights of pixels, of which {', '.join(self.losses)} takes none: "
+                f"add one of {able} to losses, or train without weights."
+            )
+        parts = [
+            loss(output.logits, example.label, **weight)
+            for loss, weight in zip(chosen, weights, strict=True)
+        ]
+        return sum(parts[1:], parts[0])
+
+
+def _weighs(loss: Callable[..., jax.Array]) -> bool:
+    """Whether a loss takes weights of pixels."""
+    return "pixel_weights" in inspect.signature(loss).parameters
 
 
 def _without_data(recipe: type[Recipe]) -> type[Recipe]:

@@ -37,7 +37,13 @@ SHELVES = shelves() | {name: set() for name in EVERYWHERE}
 
 # Within these packages modules are leaves, but for what is named.
 LEAVES = {
-    "segjax.training": {},
+    "segjax.training": {
+        "segjax.training.losses": {
+            f"segjax.training.losses.{name}" for name in ("pixels", "regions")
+        },
+        "segjax.training.losses.pixels": {"segjax.training.losses.masked"},
+        "segjax.training.losses.regions": {"segjax.training.losses.masked"},
+    },
     "segjax.inference": {"segjax.inference.predict": {"segjax.inference.tiles"}},
     "segjax.evaluation": {},
 }

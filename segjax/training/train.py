@@ -252,7 +252,7 @@ def fit(
             if labels is not None:
                 told += (
                     f"The labels of its batch held {held(labels)}; with one that is neither a "
-                    "class nor ignored, cross-entropy is NaN. If all are right: "
+                    "class nor ignored, a loss is NaN. If all are right: "
                 )
             raise NotFinite(told + "Try a lower learning rate, a longer warm-up or float32.")
         observe(number, values, wait)
