@@ -84,7 +84,7 @@ def _imports(plan: Plan) -> list[str]:
     heads = plan.network.heads or plan.class_weights
     models = sorted(["Output"] * bool(heads) + [plan.network.cls], key=_isort)
     typing = ["from typing import Literal"] if plan.compute != "float32" else []
-    losses = ["from segjax.training import losses"] if heads else []
+    arrays = ["import jax.numpy as jnp"] if plan.class_weights else []
     return [
         "from dataclasses import dataclass",
         "from functools import partial",
@@ -92,6 +92,7 @@ def _imports(plan: Plan) -> list[str]:
         *typing,
         "",
         "import jax",
+        *arrays,
         "",
         *_import("segjax.data.augment", moved),
         "from segjax.data.colour import random_grey_values",
@@ -99,7 +100,6 @@ def _imports(plan: Plan) -> list[str]:
         *(["from segjax.data.wrapper import Pieces"] if plan.cut[0] else []),
         f"from segjax.models import {', '.join(models)}",
         "from segjax.recipe import Recipe, Split, main",
-        *losses,
     ]
 
 
@@ -232,27 +232,24 @@ def _augment(plan: Plan) -> list[str]:
 
 
 def _loss(plan: Plan) -> list[str]:
-    weights = ", class_weights=CLASS_WEIGHTS" if plan.class_weights else ""
+    """Of `losses`, as ever: of each head, and with the classes' weights."""
     lines = ["def loss(self, output: Output, example: Example) -> jax.Array:"]
-    entropy = f"losses.cross_entropy({{}}, example.label{weights})"
-    if not plan.network.heads:
-        return [*lines, f"    return {entropy.format('output.logits')}"]
-    every = plan.network.heads == "every"
-    target = "heads" if every else "main, *auxiliary"
-    over = "output.auxiliary" if every else "(output.logits, *output.auxiliary)"
-    begin, end = "[]" if every else "()"
-    one = f"    {target} = {begin}{entropy.format('logits')} for logits in {over}{end}"
-    total = "sum(heads[1:], heads[0])" if every else "main + 0.4 * sum(auxiliary)"
-    if len("    " + one) > _WIDTH:
-        inner = [entropy.format("logits"), f"for logits in {over}"]
-        return [
-            *lines,
-            f"    {target} = {begin}",
-            *(f"        {part}" for part in inner),
-            f"    {end}",
-            f"    return {total}",
+    if plan.class_weights:
+        lines += [
+            "    # an ignored pixel's weight does not count",
+            '    weight = jnp.take(jnp.asarray(CLASS_WEIGHTS), example.label, mode="clip")',
+            "    example = example._replace(weight=weight)",
         ]
-    return [*lines, one, f"    return {total}"]
+    if not plan.network.heads:
+        return [*lines, "    return super().loss(output, example)"]
+    lines.append("    of_head = super().loss")
+    of_each = "of_head(Output(logits), example) for logits in"
+    if plan.network.heads == "every":
+        lines.append(f"    heads = [{of_each} output.auxiliary]")
+        return [*lines, "    return sum(heads[1:], heads[0])"]
+    lines.append("    heads = (output.logits, *output.auxiliary)")
+    lines.append(f"    main, *auxiliary = ({of_each} heads)")
+    return [*lines, "    return main + 0.4 * sum(auxiliary)"]
 
 
 def _comment(text: str) -> list[str]:

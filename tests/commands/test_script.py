@@ -3,6 +3,7 @@
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 
@@ -16,6 +17,7 @@ from segjax.commands.plan import Where, make_plan
 from segjax.commands.script import write
 from segjax.data.augment import Example
 from segjax.data.wrapper import Pieces
+from segjax.models import Output
 from segjax.models.variants import VARIANTS
 
 ROOT = Path(__file__).parents[2]
@@ -123,10 +125,7 @@ def test_the_loss_takes_every_head_and_the_weights(model, shares):
     logits = jax.random.normal(jax.random.key(0), (2, 4, 4, 2))
     label = jax.random.randint(jax.random.key(1), (2, 4, 4), 0, 2)
 
-    class Output:
-        auxiliary = (2 * logits, 3 * logits)
-
-    Output.logits = logits
+    output = Output(logits, (2 * logits, 3 * logits))
     weights = np.array(plan.class_weights or (1, 1))
 
     def entropy(factor):
@@ -139,4 +138,19 @@ def test_the_loss_takes_every_head_and_the_weights(model, shares):
         "unetplusplus": entropy(2) + entropy(3),
         "setr-naive": entropy(1) + 0.4 * (entropy(2) + entropy(3)),
     }[model]
-    np.testing.assert_allclose(made.loss(Output, Example(None, label)), expected, rtol=1e-5)
+    np.testing.assert_allclose(made.loss(output, Example(None, label)), expected, rtol=1e-5)
+
+
+def test_ignored_pixels_have_no_weight_and_other_losses_may_be_named():
+    plan = planned(shares=(0.99, 0.01))
+    text = write(plan, name="planned", command="")
+    logits = jax.random.normal(jax.random.key(0), (2, 4, 4, 2))
+    label = np.array([[[0, 1, 255, 0]] * 4] * 2, np.uint8)
+    some = [0, 1, 3]
+
+    def loss(which, logits, label):
+        return replace(recipe(text), losses=which).loss(Output(logits), Example(None, label))
+
+    for which in (("cross_entropy",), ("focal", "dice")):
+        without = loss(which, logits[:, :, some], label[:, :, some])
+        np.testing.assert_allclose(loss(which, logits, label), without, rtol=1e-5)
