@@ -201,13 +201,13 @@ def known_extras():
 def is_cheap(argv):
     """Whether a verb takes no time here, or what it reads lies in the working folder."""
     verb, *rest = argv
-    if verb in {"audit", "evaluate", "predict"}:
+    if verb in {"audit", "evaluate", "predict", "report"}:
         return Path(rest[0]).is_dir()
     return verb in {"models", "--version", "--help", "--tyro-print-completion"}
 
 
 def train_a_little(train, given, folder, **options):
-    small = dataclasses.replace(given, steps=2, evaluate_every=2, batch_size=8)
+    small = dataclasses.replace(given, steps=2, epochs=None, evaluate_every=2, batch_size=8)
     train(small, folder, **options)
 
 

@@ -15,7 +15,7 @@ import rich
 import tyro
 from jax.sharding import Mesh
 
-from segjax.commands.run import Run, write_whole
+from segjax.commands.run import HeldOut, Run, write_whole
 from segjax.commands.trained import Which, held_out, load_step
 from segjax.data import pipeline
 from segjax.data.audit import evenly
@@ -37,6 +37,7 @@ WORST = 5  # pictures that scores.md names
 def evaluate(
     run: Path,
     *,
+    split: HeldOut = "val",
     data: Path | None = None,
     batch_size: int | None = None,
     checkpoint: Which = "best",
@@ -48,12 +49,14 @@ def evaluate(
 
     Args:
         run: The run folder.
+        split: Which held-out data: val, by which the best checkpoint was chosen, or test, where the
+            recipe has one.
         data: Where the data lies now, if it has moved.
         batch_size: Pictures (with --tile, tiles) at a time; the scores do not depend on it.
         checkpoint: Which checkpoint.
         tile: Compute by tiles of at most so many pixels a side, for pictures that are too large.
         gaussian: Where windows are averaged (SETR), let their weights fall towards the border.
-        out: Where to write; by default `report` in the run folder.
+        out: Where to write; by default `report` in the run folder, of test `report/test`.
 
     Returns:
         The overall scores by name.
@@ -62,7 +65,7 @@ def evaluate(
         SegjaxError: there is no such run, or its data cannot be read.
     """
     stored = Run(run)
-    source = held_out(stored, data)
+    source = held_out(stored, data, split)
     if (given := tuple(source.classes)) != (named := stored.rebuild("classes")):
         raise SegjaxError(
             f"{run / 'recipe.json'}: its source has the classes {', '.join(given)}, the run "
@@ -121,7 +124,8 @@ def evaluate(
             "pictures_per_second": rate,
             "device": f"{devices} × {mesh.devices.flat[0].device_kind}",
         }
-        _write_report(stored, out or run / "report", source, step, found, seen, throughput)
+        where = out or run / ("report" if split == "val" else f"report/{split}")
+        _write_report(stored, where, split, source, step, found, seen, throughput)
     return found.scores()
 
 
@@ -207,6 +211,7 @@ def _inspected(
 def _write_report(
     run: Run,
     where: Path,
+    split: HeldOut,
     source: pipeline.Source,
     step: int,
     found: Evaluation,
@@ -234,7 +239,7 @@ def _write_report(
     write_whole(where / "pictures.csv", report.pictures_csv(worst).rstrip("\n"))
     scores = {
         "step": step,
-        "split": "val",
+        "split": split,
         **overall,
         "classes": classes,
         "palette": palette,
@@ -267,9 +272,9 @@ def _write_report(
     visualise.preview_sheet(rows, classes, palette).save(where / "preview.png", optimize=True)
     number = "1 picture" if len(source) == 1 else f"{len(source)} pictures"
     print(
-        f"Checkpoint of step {step}, {number}. Look at {where / 'preview.png'}, and beside it "
-        "curves.png, reliability.png, overlays/, scores.md, scores.json, and pictures.csv, the "
-        "worst first."
+        f"Checkpoint of step {step}, {number} of {split}. Look at {where / 'preview.png'}, and "
+        "beside it curves.png, reliability.png, overlays/, scores.md, scores.json, and "
+        "pictures.csv, the worst first."
     )
 
 

@@ -372,7 +372,8 @@ def test_two_processes_train_as_one(tmp_path):
 
     def start(home, **environment):
         command = [sys.executable, EXPERIMENTS / "unet_shapes.py", "train", "--run", home]
-        command += small("unet_shapes") + ["--distributed"] * bool(len(environment) > 1)
+        command += small("unet_shapes", "--ema", 0.9, "--patience", 9)
+        command += ["--distributed"] * bool(len(environment) > 1)
         return subprocess.Popen(
             list(map(str, command)),
             cwd=tmp_path, env=os.environ | environment, text=True,
