@@ -15,7 +15,7 @@ from segjax.commands.command import command
 from segjax.errors import SegjaxError
 
 # Each is a function in a module of segjax.commands, both of that name.
-_VERBS = ("audit", "evaluate", "models", "predict", "prepare")
+_VERBS = ("audit", "evaluate", "export", "models", "predict", "prepare", "serve")
 
 
 def _run(recipe: Path, verb: str) -> None:
@@ -58,7 +58,7 @@ def main() -> None:
         verb: getattr(import_module(f"segjax.commands.{verb}"), verb) for verb in asked
     }
     verbs["show-augment"] = _show_augment
-    if argv[:1] in (["evaluate"], ["predict"]):
+    if argv[:1] in (["evaluate"], ["export"], ["predict"], ["serve"]):
         segjax.use_compilation_cache()
     if argv[1:] and argv[1].endswith(".py"):
         verbs["audit"], argv = _audit_recipe, argv[:2]  # the options are the script's
