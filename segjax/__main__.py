@@ -15,7 +15,17 @@ from segjax.commands.command import command, run_script
 from segjax.errors import SegjaxError
 
 # Each is a function in a module of segjax.commands, both of that name but for _MODULES.
-_VERBS = ("audit", "evaluate", "models", "predict", "prepare", "report", "train")
+_VERBS = (
+    "audit",
+    "evaluate",
+    "export",
+    "models",
+    "predict",
+    "prepare",
+    "report",
+    "serve",
+    "train",
+)
 _MODULES = {"train": "train_folder"}  # `commands.train` trains a recipe
 
 
@@ -68,7 +78,7 @@ def main() -> None:
         for verb, module in ((verb, _MODULES.get(verb, verb)) for verb in asked)
     }
     verbs["show-augment"] = _show_augment
-    if argv[:1] in (["evaluate"], ["predict"], ["report"], ["train"]):
+    if argv[:1] in [[v] for v in ("evaluate", "export", "predict", "report", "serve", "train")]:
         segjax.use_compilation_cache()
     if argv[1:] and argv[1].endswith(".py"):  # the options are the script's
         verbs |= {"audit": _audit_recipe, "train": _train_recipe}

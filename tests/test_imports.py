@@ -44,7 +44,10 @@ LEAVES = {
         "segjax.training.losses.pixels": {"segjax.training.losses.masked"},
         "segjax.training.losses.regions": {"segjax.training.losses.masked"},
     },
-    "segjax.inference": {"segjax.inference.predict": {"segjax.inference.tiles"}},
+    "segjax.inference": {
+        "segjax.inference.predict": {"segjax.inference.tiles"},
+        "segjax.inference.export": {"segjax.inference.predict"},
+    },
     "segjax.evaluation": {
         # The one pass counts for all scores; each of them still knows nothing of the others.
         "segjax.evaluation.evaluator": {

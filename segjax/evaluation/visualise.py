@@ -7,7 +7,7 @@ per class.
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import IO, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -81,11 +81,11 @@ def overlay(
     return np.rint(picture + strength * (colours.astype(float) - picture)).astype(np.uint8)
 
 
-def save_mask(path: Path | str, label: ArrayLike, palette: ArrayLike) -> None:
+def save_mask(path: Path | str | IO[bytes], label: ArrayLike, palette: ArrayLike) -> None:
     """Writes a label map as a palette PNG, whose stored indices are the classes (255 = void).
 
     Args:
-        path: the PNG to write.
+        path: the PNG to write, or an open file.
         label: integer `(H, W)`, class indices below N, or 255 = void.
         palette: uint8 `(N, 3)`, RGB.
 

@@ -42,7 +42,10 @@ def test_models_needs_no_jax():
     [
         ("evalute", "'evalute' is no verb. Did you mean 'evaluate'?"),
         ("show-augmnt", "Did you mean 'show-augment'?"),
-        ("zzz", "There are: audit, evaluate, models, predict, prepare, report, train"),
+        (
+            "zzz",
+            "There are: audit, evaluate, export, models, predict, prepare, report, serve, train",
+        ),
     ],
 )
 def test_a_mistyped_verb_is_answered(word, told, monkeypatch, capsys):
@@ -59,7 +62,7 @@ def test_help_lists_every_verb_and_completion_knows_them(monkeypatch, capsys):
             entry.main()
         told = capsys.readouterr().out
         assert not stopped.value.code
-        verbs = ("audit", "evaluate", "models", "predict", "prepare", "report", "train")
+        verbs = (*entry._VERBS, "show-augment")
         assert [verb for verb in verbs if verb not in told] == []
 
 
