@@ -26,6 +26,7 @@ _VERBS = (
     "serve",
     "train",
 )
+_COMPUTING = ("evaluate", "export", "predict", "report", "serve", "train")
 _MODULES = {"train": "train_folder"}  # `commands.train` trains a recipe
 
 
@@ -78,7 +79,7 @@ def main() -> None:
         for verb, module in ((verb, _MODULES.get(verb, verb)) for verb in asked)
     }
     verbs["show-augment"] = _show_augment
-    if argv[:1] in [[v] for v in ("evaluate", "export", "predict", "report", "serve", "train")]:
+    if argv[:1] and argv[0] in _COMPUTING:
         segjax.use_compilation_cache()
     if argv[1:] and argv[1].endswith(".py"):  # the options are the script's
         verbs |= {"audit": _audit_recipe, "train": _train_recipe}
