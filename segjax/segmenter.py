@@ -1,9 +1,11 @@
 """A trained network in use: from pictures of any size to labels and probabilities."""
 
-from collections.abc import Callable, Mapping, Sequence
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import jax
@@ -13,17 +15,25 @@ from segjax.data.pictures import Ranges, read_picture
 from segjax.errors import SegjaxError
 from segjax.inference import memory, tiles
 from segjax.inference.predict import (
+    Predict,
     labels_of,
+    make_forward,
     make_predict,
     make_tiled_predict,
     probabilities_of,
     warn_of_fractions,
 )
+from segjax.inference.views import compose
 from segjax.training import sharding
 
+_INEXACT = (
+    "nearly the logits of the whole picture, for each tile is seen by itself in sizes, windows or "
+    "networks whose pixels do not meet those of the whole"
+)
 _TILE = 1024  # where a picture has to be computed by tiles, and no size is given
 
 Picture = str | Path | np.ndarray | jax.Array
+View = Callable[[Predict], Predict]
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -73,6 +83,7 @@ class Segmenter:
         *,
         tile: int | None = None,
         gaussian: bool = False,
+        views: Sequence[View] = (),
     ) -> Any:
         """The label of each pixel.
 
@@ -82,6 +93,7 @@ class Segmenter:
             tile: compute by tiles of at most so many pixels a side; by default only where the
                 memory does not hold the whole.
             gaussian: where windows are averaged (SETR), let their weights fall towards the border.
+            views: ways to see a picture, of `segjax.inference.views`, the outermost first.
 
         Returns:
             uint8 (H, W), class indices; (B, H, W) of a batch; a list of (H, W) of a list.
@@ -91,8 +103,8 @@ class Segmenter:
         """
 
         def label(images: Any) -> np.ndarray:
-            logits = self.logits(images, tile=tile, gaussian=gaussian)
-            return np.asarray(labels_of(logits, threshold=self.threshold), np.uint8)
+            logits = self.logits(images, tile=tile, gaussian=gaussian, views=views)
+            return self.labels_of(logits)
 
         return self._each(pictures, label)
 
@@ -102,6 +114,7 @@ class Segmenter:
         *,
         tile: int | None = None,
         gaussian: bool = False,
+        views: Sequence[View] = (),
     ) -> Any:
         """The probability of each class: float32 (H, W, N), (B, H, W, N) or a list of (H, W, N).
 
@@ -109,24 +122,87 @@ class Segmenter:
         """
 
         def probable(images: Any) -> np.ndarray:
-            return np.asarray(probabilities_of(self.logits(images, tile=tile, gaussian=gaussian)))
+            logits = self.logits(images, tile=tile, gaussian=gaussian, views=views)
+            return np.asarray(probabilities_of(logits))
 
         return self._each(pictures, probable)
 
-    def logits(self, images: Any, *, tile: int | None = None, gaussian: bool = False) -> Any:
+    def logits(
+        self,
+        images: Any,
+        *,
+        tile: int | None = None,
+        gaussian: bool = False,
+        views: Sequence[View] = (),
+    ) -> Any:
         """The network's own scores, float32 (B, H, W, N), of a batch (B, H, W, C): a `Predict`.
 
-        On the device where they were computed at once, on the host where by tiles.
+        Of views, what they make of them. On the device where they were computed at once, on the
+        host where by tiles.
         """
-        if not tile:
-            compiled = self._compiled(images.shape, images.dtype)
-            try:
-                if compiled and memory.fits(compiled):
-                    return compiled(self._on_device, images)
-            except jax.errors.JaxRuntimeError as error:
-                if not memory.exhausted(error):
-                    raise
-        return self._by_tiles(tile or self._side, gaussian)(self._on_device, images)
+        predict = partial(self._logits, tile=tile, gaussian=gaussian)
+        if not views:
+            return predict(images)
+        # Completed before it is turned, so that all views meet the same pixels at its borders, and
+        # the same as tiles do.
+        height, width = images.shape[1:3]
+        beyond = [(0, self._complete(side) - side) for side in (height, width)]
+        xp = images.__array_namespace__()
+        completed = xp.pad(images, ((0, 0), *beyond, (0, 0)), mode="reflect")
+        return compose(views, predict)(completed)[:, :height, :width]
+
+    def strips(
+        self,
+        read: Callable[[int, int], np.ndarray],
+        size: tuple[int, int],
+        *,
+        of: Callable[[Any], Any] | None = None,
+        tile: int | None = None,
+        gaussian: bool = False,
+        views: Sequence[View] = (),
+        start: int = 0,
+    ) -> Iterator[tuple[int, np.ndarray]]:
+        """The labels of a picture of any size, a strip of rows after the other.
+
+        The host holds the rows under one row of tiles, never the picture.
+
+        Args:
+            read: (first, last) -> these rows of the picture, (last - first, W, C), as `read` gives
+                pictures.
+            size: height and width of the picture.
+            of: logits (…, N) -> what is given of each pixel; by default its label, uint8.
+            tile: greatest side of a tile; by default 1024, or `window` where those are averaged.
+            gaussian: where windows are averaged (SETR), let their weights fall towards the border.
+            views: ways to see each tile. Flips and rotations give what they give of the whole
+                picture; of others, `plan_strips` tells.
+            start: the first row that is wanted.
+
+        Yields:
+            The first row of a strip, and what is given of it, (rows, W, …): `start` to the end.
+
+        Raises:
+            SegjaxError: as `plan_strips`, or what `read` raises.
+        """
+        plan = self.plan_strips(size, tile=tile, views=views)
+        put = partial(sharding.put, mesh=sharding.make_mesh(jax.local_devices()))
+        if views:
+            forward = compose(views, lambda images: self._whole(self._on_device, put(images)))
+        else:
+            forward = lambda images: self._forward(self._on_device, put(images))  # noqa: E731
+        for first, strip in tiles.strips(
+            forward,
+            lambda first, last: read(first, last)[None],
+            plan,
+            batch_size=jax.local_device_count(),
+            of=of or self.labels_of,
+            gaussian=gaussian,
+            start=start,
+        ):
+            yield first, strip[0]
+
+    def labels_of(self, logits: Any) -> np.ndarray:
+        """The class of each pixel of logits (…, N) of this network: uint8 (…)."""
+        return np.asarray(labels_of(logits, threshold=self.threshold).astype(np.uint8))
 
     def plan(self, size: tuple[int, int], *, tile: int | None = None) -> tiles.Plan | None:
         """The tiles by which a picture of a size would be computed; None where at once.
@@ -140,6 +216,32 @@ class Segmenter:
             if compiled and memory.fits(compiled):
                 return None
         return tiles.plan(self.model, size, tile or self._side)
+
+    def plan_strips(
+        self, size: tuple[int, int], *, tile: int | None = None, views: Sequence[View] = ()
+    ) -> tiles.Plan:
+        """The tiles of `strips`, with a margin for what the views see.
+
+        Raises:
+            SegjaxError: `tile` is too small, or a view is no `segjax.inference.views.View`.
+        """
+        geometry = self.model.geometry
+        if views:  # which are given whole tiles, as `_whole` takes them
+            least = geometry.minimum - 2 * max(geometry.margin, 0)
+            least += -(-max(1 - least, 0) // geometry.step) * geometry.step
+            geometry = geometry._replace(minimum=least, margin=0)
+        view: Any
+        exact = True
+        for view in reversed(views):
+            if not hasattr(view, "around"):
+                raise SegjaxError(
+                    f"The view {view!r} does not tell how far it sees, so it cannot see a picture "
+                    "tile by tile. Use views of segjax.inference.views, or give it `around` and "
+                    "`exact` as its View has them."
+                )
+            geometry, exact = view.around(geometry), exact and view.exact
+        plan = tiles.plan(SimpleNamespace(geometry=geometry), size, tile or self._side)
+        return plan._replace(inexact=_INEXACT) if plan.exact and not exact else plan
 
     def read(self, picture: Picture, page: int | None = None) -> np.ndarray:
         """A picture (H, W, C) as the network takes it: a file's, or an array that is one.
@@ -173,6 +275,22 @@ class Segmenter:
             return of(np.stack([self.read(picture) for picture in pictures]))
         return of(self.read(pictures)[None])[0]
 
+    def _logits(self, images: Any, *, tile: int | None, gaussian: bool) -> Any:
+        if not tile:
+            compiled = self._compiled(images.shape, images.dtype)
+            try:
+                if compiled and memory.fits(compiled):
+                    return compiled(self._on_device, images)
+            except jax.errors.JaxRuntimeError as error:
+                if not memory.exhausted(error):
+                    raise
+        return self._by_tiles(tile or self._side, gaussian)(self._on_device, images)
+
+    def _complete(self, side: int) -> int:
+        """The next side from which the network takes every pixel, and gives one for each."""
+        geometry = self.model.geometry
+        return geometry.fit(side) - 2 * max(geometry.margin, 0)
+
     @property
     def _side(self) -> int:
         return self.window if self.model.geometry.context is None else _TILE
@@ -186,11 +304,17 @@ class Segmenter:
         return make_predict(self.model, normalise=self.normalise)
 
     @cached_property
+    def _forward(self) -> Any:
+        return make_forward(self.model, normalise=self.normalise)
+
+    @cached_property
     def _programs(self) -> dict[Any, Any]:
         return {}
 
     def _compiled(self, shape: tuple[int, ...], dtype: np.dtype) -> Any:
         """The program for pictures of a shape; None where even compiling takes too much memory."""
+        if 4 * math.prod(shape) > memory.left():  # hopeless, and compiling it takes long
+            return None
         if (shape, dtype) not in self._programs:
             images = jax.ShapeDtypeStruct(shape, dtype)
             try:

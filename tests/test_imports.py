@@ -38,7 +38,10 @@ SHELVES = shelves() | {name: set() for name in EVERYWHERE}
 # Within these packages modules are leaves, but for what is named.
 LEAVES = {
     "segjax.training": {},
-    "segjax.inference": {"segjax.inference.predict": {"segjax.inference.tiles"}},
+    "segjax.inference": {
+        "segjax.inference.predict": {"segjax.inference.tiles"},
+        "segjax.inference.views": {"segjax.inference.tiles"},
+    },
     "segjax.evaluation": {},
 }
 
