@@ -12,6 +12,7 @@ import jax
 import numpy as np
 
 from segjax.data.pictures import Ranges, read_picture
+from segjax.data.rows import open_rows
 from segjax.errors import SegjaxError
 from segjax.inference import memory, tiles
 from segjax.inference.predict import (
@@ -244,12 +245,15 @@ class Segmenter:
         return plan._replace(inexact=_INEXACT) if plan.exact and not exact else plan
 
     def read(self, picture: Picture, page: int | None = None) -> np.ndarray:
-        """A picture (H, W, C) as the network takes it: a file's, or an array that is one.
+        """A picture (H, W, C) as the network takes it: a file's, also `.npy`, or an array.
 
         Raises:
             SegjaxError: it cannot be read, or has other axes or channels.
         """
         if isinstance(picture, str | Path):
+            if Path(picture).suffix == ".npy":
+                with open_rows(Path(picture), self.channels, self.ranges) as rows:
+                    return rows.read(0, rows.size[0])
             return read_picture(Path(picture), self.channels, self.ranges, page)
         image = np.asarray(picture)
         if image.ndim == 2 and self.channels == 1:
