@@ -125,7 +125,7 @@ PICTURES = {
     "claim.tif": (tiff(8, square(65_000)), "no compression does that"),
     "pickle.npy": (array(np.array([[Runs()]], object)), "an array of object"),
     "cutarray.npy": (cut_array, "says that it holds an array of shape"),
-    "float.npy": (array(PIXELS / 255), "an array of float64"),
+    "fractions.npy": (array(PIXELS / 255), "an array of float64"),
     "video.npy": (array(PIXELS[None]), "of shape (1, 12, 10, 3)"),
     "not.npy": (saved(format="BMP"), None),
     "picture.npy": (array(PIXELS), None),
