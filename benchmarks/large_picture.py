@@ -46,7 +46,7 @@ def main() -> None:
     )
     parser.add_argument("--side", type=int, default=20_000, help="of the picture, pixels")
     parser.add_argument("--tile", type=int, default=512, help="side of the network's input")
-    parser.add_argument("--widths", type=int, nargs="+", default=[8, 16, 32], help="of the U-Net")
+    parser.add_argument("--widths", type=int, nargs="+", default=[4, 8, 16], help="of the U-Net")
     parser.add_argument("--windows", type=int, default=12, help="that are compared")
     parser.add_argument("--label", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
