@@ -12,7 +12,7 @@ import jax
 import numpy as np
 
 from segjax.data.pictures import Ranges, read_picture
-from segjax.data.rows import open_rows
+from segjax.data.rows import open_rows, size_of
 from segjax.errors import SegjaxError
 from segjax.inference import memory, tiles
 from segjax.inference.predict import (
@@ -31,6 +31,7 @@ _INEXACT = (
     "nearly the logits of the whole picture, for each tile is seen by itself in sizes, windows or "
     "networks whose pixels do not meet those of the whole"
 )
+_LARGE = 2**26  # pixels, 8192×8192, that are held at once; larger pictures go strip by strip
 _TILE = 1024  # where a picture has to be computed by tiles, and no size is given
 
 Picture = str | Path | np.ndarray | jax.Array
@@ -92,7 +93,7 @@ class Segmenter:
             pictures: one, as a file or an array (H, W, C) of uint8 (float32 with `ranges`); a batch
                 (B, H, W, C); or a list of files and arrays, whose sizes may differ.
             tile: compute by tiles of at most so many pixels a side; by default only where the
-                memory does not hold the whole.
+                memory does not hold the whole. A picture that is not held (`holds`) goes by `strips`.
             gaussian: where windows are averaged (SETR), let their weights fall towards the border.
             views: ways to see a picture, of `segjax.inference.views`, the outermost first.
 
@@ -103,11 +104,24 @@ class Segmenter:
             SegjaxError: a file cannot be read, or an array is no picture of this network's.
         """
 
-        def label(images: Any) -> np.ndarray:
-            logits = self.logits(images, tile=tile, gaussian=gaussian, views=views)
-            return self.labels_of(logits)
+        ways: Any = {"tile": tile, "gaussian": gaussian, "views": views}
 
-        return self._each(pictures, label)
+        def by_strips(read: Callable[[int, int], np.ndarray], size: tuple[int, int]) -> np.ndarray:
+            return np.concatenate([strip for _, strip in self.strips(read, size, **ways)])
+
+        def label(images: Any) -> np.ndarray:
+            size = images.shape[1:3]
+            if self.holds(size, views=views):
+                return self.labels_of(self.logits(images, **ways))
+            return np.stack([by_strips(partial(_rows, image), size) for image in images])
+
+        def label_file(path: Path) -> np.ndarray:
+            if self.holds(size_of(path, self.channels, self.ranges), views=views):
+                return label(self.read(path)[None])[0]
+            with open_rows(path, self.channels, self.ranges) as rows:
+                return by_strips(rows.read, rows.size)
+
+        return self._each(pictures, label, label_file)
 
     def probabilities(
         self,
@@ -205,6 +219,13 @@ class Segmenter:
         """The class of each pixel of logits (…, N) of this network: uint8 (…)."""
         return np.asarray(labels_of(logits, threshold=self.threshold).astype(np.uint8))
 
+    def holds(self, size: tuple[int, int], *, views: Sequence[View] = ()) -> bool:
+        """Whether a picture of a size is held whole with its logits: up to 67 megapixels, as fits."""
+        logits = self.model.num_classes * (2 if views else 1)
+        bytes_each = 4 * self.channels + 4 * logits + 8  # float32, and int64 of their argmax
+        pixels = math.prod(size)
+        return pixels <= _LARGE and pixels * bytes_each <= memory.left_on_host()
+
     def plan(self, size: tuple[int, int], *, tile: int | None = None) -> tiles.Plan | None:
         """The tiles by which a picture of a size would be computed; None where at once.
 
@@ -271,13 +292,24 @@ class Segmenter:
             "was trained on them."
         )
 
-    def _each(self, pictures: Any, of: Callable[[Any], Any]) -> Any:
+    def _each(
+        self,
+        pictures: Any,
+        of: Callable[[Any], Any],
+        of_file: Callable[[Path], Any] | None = None,
+    ) -> Any:
         """What a function of a batch gives for pictures in any form that `predict` takes."""
+
+        def one(picture: Picture) -> Any:
+            if of_file and isinstance(picture, str | Path):
+                return of_file(Path(picture))
+            return of(self.read(picture)[None])[0]
+
         if isinstance(pictures, list | tuple):
-            return [of(self.read(picture)[None])[0] for picture in pictures]
+            return [one(picture) for picture in pictures]
         if not isinstance(pictures, str | Path) and np.ndim(pictures) == 4:
             return of(np.stack([self.read(picture) for picture in pictures]))
-        return of(self.read(pictures)[None])[0]
+        return one(pictures)
 
     def _logits(self, images: Any, *, tile: int | None, gaussian: bool) -> Any:
         if not tile:
@@ -342,3 +374,7 @@ class Segmenter:
                 put=put,
             )
         return self._programs[tile, gaussian]
+
+
+def _rows(image: np.ndarray, first: int, last: int) -> np.ndarray:
+    return image[first:last]

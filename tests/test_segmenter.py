@@ -231,3 +231,16 @@ def test_any_function_is_a_view_but_not_by_strips():
     np.testing.assert_allclose(twice, 2 * made.logits(image[None]), rtol=1e-6)
     with pytest.raises(SegjaxError, match=r"louder.* does not tell how far it sees"):
         made.plan_strips((20, 20), views=(louder,))
+
+
+@pytest.mark.parametrize("seen", [(), (views.flip,)], ids=["plainly", "flipped"])
+def test_what_the_memory_does_not_hold_is_labelled_by_strips(seen, monkeypatch, tmp_path):
+    made, image = segmenter(), picture(90, 30, 3)
+    want = made.predict(image, views=seen)
+    np.save(tmp_path / "a.npy", image)
+    np.testing.assert_array_equal(made.predict(tmp_path / "a.npy", views=seen), want)
+    monkeypatch.setattr("segjax.segmenter._LARGE", 100)
+    monkeypatch.delattr(segjax.Segmenter, "logits")
+    for given in (image, tmp_path / "a.npy", image[None], [image]):
+        labels = made.predict(given, tile=48, views=seen)
+        np.testing.assert_array_equal(np.reshape(labels, want.shape), want)

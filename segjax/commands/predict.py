@@ -24,12 +24,9 @@ from segjax.data.rows import (
 )
 from segjax.errors import SegjaxError
 from segjax.evaluation import visualise
-from segjax.inference import memory
 from segjax.inference.predict import probabilities_of
 from segjax.inference.views import With, parse
 from segjax.segmenter import Segmenter
-
-_LARGE = 2**26  # pixels, 8192×8192, beyond which a picture is read and written strip by strip
 
 
 class _Picture(NamedTuple):
@@ -227,9 +224,7 @@ def _label(trained: Segmenter, picture: _Picture, out: Path, ways: _Ways) -> lis
     path, page, name = picture
     height, width = size_of(path, trained.channels, trained.ranges, page)
     tags = georeference(path, page)
-    # The picture, its logits, float32, and their argmax, int64, are held on the host.
-    bytes_each = 4 * trained.channels + 4 * trained.model.num_classes * (1 + bool(ways.views)) + 8
-    if height * width > _LARGE or height * width * bytes_each > memory.left_on_host():
+    if not trained.holds((height, width), views=ways.views):
         print(f"{path}: {height}×{width} pixels, so strip by strip, into a TIFF.")
         written = _by_strips(trained, picture, out, ways, tags)
     else:

@@ -53,7 +53,7 @@ class Rows(NamedTuple):
 
 @contextmanager
 def open_rows(
-    path: Path, channels: int = 3, ranges: Ranges = (), page: int | None = None
+    path: str | Path, channels: int = 3, ranges: Ranges = (), page: int | None = None
 ) -> Iterator[Rows]:
     """A picture to be read by rows; these are those of `read_picture`, whose arguments they are.
 
@@ -65,6 +65,7 @@ def open_rows(
             decode, lacks some, or is of a kind that only a whole decoding gives.
     """
     check_channels(channels, ranges)
+    path = Path(path)
     with decoding(path):
         kind = _kind(path)
     if kind == "npy":
@@ -258,7 +259,12 @@ def _of_array(path: Path, file: Any, channels: int, ranges: Ranges) -> Rows:
     }
     if version not in header:
         raise Unusable("other array", f"{path}: format {version} of NumPy. Save it with np.save.")
-    shape, columns_first, dtype = header[version](file)
+    try:
+        shape, columns_first, dtype = header[version](file)
+    except (ValueError, SyntaxError) as error:
+        raise Unusable(
+            "unreadable file", f"{path}: its header cannot be read: {error}. Save it with np.save."
+        ) from error
     start = file.tell()
     of = "numbers" if ranges else "uint8"
     fits = shape[2:] == (channels,) or (channels == 1 and len(shape) == 2)

@@ -11,6 +11,7 @@ from PIL import Image
 from tiny import TinyRecipe
 
 import segjax
+from segjax import segmenter
 from segjax.commands import predict as verb
 from segjax.commands import strips
 from segjax.data.rows import georeference
@@ -53,7 +54,7 @@ def picture(tmp_path):
 @pytest.fixture
 def large(monkeypatch):
     """Every picture is large."""
-    monkeypatch.setattr(verb, "_LARGE", 100)
+    monkeypatch.setattr(segmenter, "_LARGE", 100)
 
 
 def names(folder):
@@ -182,7 +183,7 @@ def test_a_label_lies_where_its_picture_does(predict, tmp_path, large, monkeypat
     tifffile.imwrite(path, PIXELS, photometric="rgb", extratags=PLACE)
     predict(path, "--probabilities")
     by_strips = pixels(tmp_path / "out/a.tif")
-    monkeypatch.setattr(verb, "_LARGE", 10**6)
+    monkeypatch.setattr(segmenter, "_LARGE", 10**6)
     predict(path, "--probabilities")
     assert names(tmp_path / "out") == ["a.tif", "a_overlay.png", "a_probabilities.tif"]
     np.testing.assert_array_equal(pixels(tmp_path / "out/a.tif"), by_strips)

@@ -164,7 +164,7 @@ def test_an_array_that_is_cut(tmp_path):
     with pytest.raises(SegjaxError, match="says that it holds an array of shape"), open_rows(path):
         pass
     path.write_bytes(b"\x93NUMPY\x01\x00" + struct.pack("<H", 60) + b"{'descr': __import__('os')}")
-    with pytest.raises(SegjaxError, match=r"cannot be read|a NumPy array"), open_rows(path):
+    with pytest.raises(SegjaxError, match="its header cannot be read"), open_rows(path):
         pass
 
 
