@@ -59,7 +59,8 @@ def main() -> None:
         draw(picture, options.side)
         first, going_on = labelled(options, picture)
         peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 2**20  # KiB on Linux
-        compared, other = compare(options, picture, target)
+        found, other = compare(options, picture, target)
+        shares = ", ".join(f"{share:.0%}" for share in found / found.sum())
         seconds = first + going_on
         print(f"| {options.side} × {options.side} pixels | |\n|---|---:|")
         print(f"| network, tile | U-Net {options.widths}, {options.tile} |")
@@ -67,7 +68,8 @@ def main() -> None:
         print(f"| time, until killed and after | {first / 60:.1f} + {going_on / 60:.1f} min |")
         print(f"| pixels a second | {options.side**2 / seconds / 1e6:.2f} million |")
         print(f"| peak memory | {peak:.2f} GiB |")
-        print(f"| pixels compared, in {options.windows} windows | {compared:,} |")
+        print(f"| pixels compared, in {options.windows} windows | {found.sum():,} |")
+        print(f"| of classes | {shares} |")
         print(f"| of another class than computed directly | {other:,} |")
         print(f"\n{processor()}, {os.cpu_count()} cores, jax {jax.__version__}, {jax.devices()[0]}")
 
@@ -127,13 +129,13 @@ def labelled(options: argparse.Namespace, picture: Path) -> tuple[float, float]:
     return killed - began, time.perf_counter() - killed
 
 
-def compare(options: argparse.Namespace, picture: Path, target: Path) -> tuple[int, int]:
-    """How many pixels of the label were compared, and how many are another class."""
+def compare(options: argparse.Namespace, picture: Path, target: Path) -> tuple[np.ndarray, int]:
+    """How many pixels of each class were compared, and how many of all are another class."""
     made, rng = network(options), np.random.default_rng(1)
     geometry, side = made.model.geometry, options.side
     around = -(-geometry.halo // geometry.stride) * geometry.stride
     window = min(256, side // 4)
-    compared = other = 0
+    found, other = np.zeros(len(CLASSES), int), 0
     with open_rows(picture) as rows, open_rows(target, 1, ((0, 255),)) as labels:
         for i in range(options.windows):
             # The first lie at the picture's corners, where it is mirrored.
@@ -148,8 +150,9 @@ def compare(options: argparse.Namespace, picture: Path, target: Path) -> tuple[i
             y, x = place[0] - a, place[1] - c
             got = labels.read(place[0], place[0] + window)[:, place[1] : place[1] + window, 0]
             want = direct[y : y + window, x : x + window]
-            compared, other = compared + want.size, other + int((got != want).sum())
-    return compared, other
+            found += np.bincount(want.ravel(), minlength=len(CLASSES))
+            other += int((got != want).sum())
+    return found, other
 
 
 def size(path: Path) -> str:

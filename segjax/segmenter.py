@@ -93,7 +93,7 @@ class Segmenter:
             pictures: one, as a file or an array (H, W, C) of uint8 (float32 with `ranges`); a batch
                 (B, H, W, C); or a list of files and arrays, whose sizes may differ.
             tile: compute by tiles of at most so many pixels a side; by default only where the
-                memory does not hold the whole. A picture that is not held (`holds`) goes by `strips`.
+                memory does not hold the whole. What the host does not hold goes by `strips`.
             gaussian: where windows are averaged (SETR), let their weights fall towards the border.
             views: ways to see a picture, of `segjax.inference.views`, the outermost first.
 
@@ -220,7 +220,7 @@ class Segmenter:
         return np.asarray(labels_of(logits, threshold=self.threshold).astype(np.uint8))
 
     def holds(self, size: tuple[int, int], *, views: Sequence[View] = ()) -> bool:
-        """Whether a picture of a size is held whole with its logits: up to 67 megapixels, as fits."""
+        """Whether the host holds a picture of a size with its logits: at most 67 megapixels."""
         logits = self.model.num_classes * (2 if views else 1)
         bytes_each = 4 * self.channels + 4 * logits + 8  # float32, and int64 of their argmax
         pixels = math.prod(size)

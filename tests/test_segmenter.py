@@ -185,6 +185,7 @@ def test_strips_are_the_whole_picture(name, seen):
 def test_strips_begin_where_they_are_told_to(model):
     made, image = segmenter(model), picture(90, 37, 3)
     whole, _ = by_strips(made, image, tile=32, of=logits_of)
+    assert list(made.strips(None, (90, 37), tile=32, start=90)) == []
     for start in (1, 32, 40, 71, 89):
         below, _ = by_strips(made, image, tile=32, of=logits_of, start=start)
         np.testing.assert_array_equal(below, whole[start:])

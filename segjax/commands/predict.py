@@ -1,8 +1,9 @@
 """The verb that labels pictures by a run."""
 
 import glob
-from collections.abc import Iterable, Sequence
-from contextlib import suppress
+import warnings
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
@@ -103,12 +104,14 @@ def predict(
         identity={**identity, "gaussian": gaussian},
     )
     out = out or run / "predictions"
-    pictures, unread = _pictures(_files(images), trained)
+    with _any_size():
+        pictures, unread = _pictures(_files(images), trained)
     _check_names(pictures, out, probabilities=probabilities)
     total = len(pictures) + len(unread)
     for picture in pictures:
         try:
-            written = _label(trained, picture, out, ways)
+            with _any_size():
+                written = _label(trained, picture, out, ways)
         except SegjaxError as error:
             unread.append(str(error))
         except OSError as error:  # a name that is too long there, a full disk
@@ -124,6 +127,14 @@ def predict(
                 else f"None of the {total} is done."
             )
         raise SegjaxError("\n".join(unread))
+
+
+@contextmanager
+def _any_size() -> Iterator[None]:
+    """Without Pillow's warning of many pixels; of twice as many it makes an error."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+        yield
 
 
 def _beside(
@@ -224,7 +235,13 @@ def _label(trained: Segmenter, picture: _Picture, out: Path, ways: _Ways) -> lis
     path, page, name = picture
     height, width = size_of(path, trained.channels, trained.ranges, page)
     tags = georeference(path, page)
-    if not trained.holds((height, width), views=ways.views):
+    whole = trained.holds((height, width), views=ways.views)
+    label = out / f"{name}{'.png' if whole and not tags else '.tif'}"
+    if label.exists() and label.samefile(path):
+        raise SegjaxError(
+            f"{path}: its label would be written over it. Name another folder with --out."
+        )
+    if not whole:
         print(f"{path}: {height}×{width} pixels, so strip by strip, into a TIFF.")
         written = _by_strips(trained, picture, out, ways, tags)
     else:

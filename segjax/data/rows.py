@@ -187,20 +187,23 @@ def write_tiff(
         table[: len(palette)] = palette
         table[255] = (224, 224, 192)  # as in the masks of PASCAL VOC
         kind = {"photometric": "palette", "colormap": table.T * 257}
-    with tifffile.TiffWriter(unfinished, bigtiff=bands * height * width > 2**31) as file:
-        file.write(
-            tiles(),
-            shape=shape,
-            dtype=np.uint8,
-            tile=(_TILE, _TILE),
-            compression="zlib",
-            description=description or None,
-            metadata=None,
-            extratags=list(tags),
-            software="segjax",
-            **kind,
-        )
-    os.replace(unfinished, path)
+    try:
+        with tifffile.TiffWriter(unfinished, bigtiff=bands * height * width > 2**31) as file:
+            file.write(
+                tiles(),
+                shape=shape,
+                dtype=np.uint8,
+                tile=(_TILE, _TILE),
+                compression="zlib",
+                description=description or None,
+                metadata=None,
+                extratags=list(tags),
+                software="segjax",
+                **kind,
+            )
+        os.replace(unfinished, path)
+    finally:
+        unfinished.unlink(missing_ok=True)
 
 
 def cloud_optimised(path: Path) -> None:
@@ -222,6 +225,7 @@ def cloud_optimised(path: Path) -> None:
         with rasterio.Env(GDAL_CACHEMAX=64):  # MiB; by default 5 % of the memory
             rasterio.shutil.copy(path, made, driver="COG", **options)
     except rasterio.errors.RasterioError as error:
+        made.unlink(missing_ok=True)
         raise SegjaxError(f"{path}: rasterio makes no Cloud-Optimised GeoTIFF: {error}.") from error
     os.replace(made, path)
 

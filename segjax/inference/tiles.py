@@ -194,6 +194,8 @@ def strips(
     rows, columns = plan.rows, plan.columns
     down = [place for place in zip(rows.starts, rows.kept, strict=True) if place[1][1] > start]
     across = list(zip(columns.starts, columns.kept, strict=True))
+    if not down:
+        return
 
     def cut() -> Iterator[tuple[Any, np.ndarray]]:
         for top, kept in down:

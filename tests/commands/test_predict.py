@@ -221,3 +221,37 @@ def test_runs_are_averaged(predict, picture, trained, tmp_path, large):
     (tmp_path / "other/recipe.json").write_text(json.dumps(stored))
     told = predict(picture, "--with", tmp_path / "other", fails=2)
     assert "other: has the classes" in told and "expected ('dark', 'light')" in told
+
+
+@pytest.mark.parametrize("suffix", ["png", "tif"])
+def test_a_picture_is_not_written_over(suffix, trained, tmp_path, capsys, large):
+    path = tmp_path / f"a.{suffix}"
+    Image.fromarray(PIXELS).save(path)
+    before = path.read_bytes()
+    command = ["predict", str(path), "--run", str(trained / "run"), "--out", str(tmp_path)]
+    if suffix == "png":  # whose label is a TIFF, as it is large
+        main(TinyRecipe, command)
+    else:
+        with pytest.raises(SystemExit):
+            main(TinyRecipe, command)
+        assert "a.tif: its label would be written over it" in capsys.readouterr().err
+    assert path.read_bytes() == before
+
+
+def test_many_pixels_are_no_warning(predict, tmp_path, monkeypatch):
+    Image.fromarray(PIXELS).save(tmp_path / "a.png")
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 5000)  # Pillow warns of more, and refuses twice
+    predict(tmp_path / "a.png")
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 3000)
+    assert "more pixels than Pillow opens" in predict(tmp_path / "a.png", fails=2)
+
+
+def test_an_interruption_after_the_last_row(predict, picture, tmp_path, large, monkeypatch):
+    def stop(*_, **__):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(strips, "write_tiff", stop)
+        predict(picture, fails=130)
+    assert "100 of 100 rows were done before" in predict(picture)
+    assert names(tmp_path / "out") == ["a.tif", "a_overlay.png"]
