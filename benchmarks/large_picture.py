@@ -98,7 +98,6 @@ def network(options: argparse.Namespace) -> segjax.Segmenter:
     model = UNet(len(CLASSES), widths=tuple(options.widths))
     side = model.geometry.minimum
     variables = jax.jit(model.init)(jax.random.key(0), jnp.zeros((1, side, side, 3)))
-    # Each class has about a third of the pixels of such noise.
     normalise = Normalise(mean=(127.0,) * 3, deviation=(40.0,) * 3)
     return segjax.Segmenter(
         model=model, variables=variables, normalise=normalise, classes=CLASSES, palette=PALETTE
