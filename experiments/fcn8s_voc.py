@@ -30,6 +30,7 @@ class FCN8sVOC(FromVGG16, Recipe):
     data: Path
     """The folder that `prepare` was given as --data-dir."""
     steps: int = 30_000
+    weight_decay: float = 5e-4
     batch_size: int = 16
     canvas: tuple[int, int] = (512, 512)
     crop: tuple[int, int] = (480, 480)
@@ -70,7 +71,7 @@ class FCN8sVOC(FromVGG16, Recipe):
         return optimizers.polynomial(self.learning_rate, steps=self.steps, power=0.9)
 
     def optimizer(self) -> optax.GradientTransformation:
-        return optimizers.sgd(momentum=0.9, weight_decay=5e-4)
+        return optimizers.sgd(momentum=0.9, weight_decay=self.weight_decay)
 
 
 if __name__ == "__main__":

@@ -11,7 +11,6 @@ from segjax.data.colour import random_photometric
 from segjax.data.labels import CAMVID_CLASSES
 from segjax.models import SETRPUP, Output
 from segjax.recipe import main
-from segjax.training import losses
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,10 +55,8 @@ class SETRPUPCamVid(CamVid):
         return compose(crop, random_flip, random_photometric)(key, example)
 
     def loss(self, output: Output, example: Example) -> jax.Array:
-        main, *auxiliary = (
-            losses.cross_entropy(logits, example.label)
-            for logits in (output.logits, *output.auxiliary)
-        )
+        of_head, heads = super().loss, (output.logits, *output.auxiliary)
+        main, *auxiliary = (of_head(Output(logits), example) for logits in heads)
         return main + self.auxiliary_weight * sum(auxiliary)
 
 

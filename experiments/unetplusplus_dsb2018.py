@@ -8,13 +8,12 @@ from dsb2018 import DSB2018
 
 from segjax.data.augment import Example, compose, random_flip, random_scale_crop
 from segjax.models import Output, UNetPlusPlus
-from segjax.recipe import main
-from segjax.training import losses
+from segjax.recipe import Loss, main
 
 
 @dataclass(frozen=True, kw_only=True)
 class UNetPlusPlusDSB2018(DSB2018):
-    """Nuclei against background, with one loss for each of the heads, on crops of 96×96 pixels.
+    """Nuclei against background, with the authors' loss for each head, on crops of 96×96 pixels.
 
     $ python experiments/unetplusplus_dsb2018.py train --data FOLDER
 
@@ -25,16 +24,19 @@ class UNetPlusPlusDSB2018(DSB2018):
 
     widths: tuple[int, ...] = (8, 16, 32, 64, 128)
     """Channels of the levels."""
+    losses: tuple[Loss, ...] = ("bce_dice",)
+    """What is minimised for each head, the sum of these."""
 
     def model(self) -> UNetPlusPlus:
-        return UNetPlusPlus(2, widths=self.widths, dtype=self.compute)
+        return UNetPlusPlus(1, widths=self.widths, dtype=self.compute)
 
     def augment(self, key: jax.Array, example: Example) -> Example:
         crop = partial(random_scale_crop, size=self.crop, scale=self.scale)
         return compose(crop, random_flip, partial(random_flip, axis=0))(key, example)
 
     def loss(self, output: Output, example: Example) -> jax.Array:
-        heads = [losses.cross_entropy(logits, example.label) for logits in output.auxiliary]
+        of_head = super().loss
+        heads = [of_head(Output(logits), example) for logits in output.auxiliary]
         return sum(heads[1:], heads[0])
 
 

@@ -7,13 +7,14 @@ commands audit, train, evaluate, predict, cost and show-augment of it.
 import abc
 import dataclasses
 import inspect
+import math
 import re
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, ClassVar, Literal, get_args
 
 import jax
 import numpy as np
@@ -34,26 +35,53 @@ from segjax.commands.train import train
 from segjax.data import augment, pipeline
 from segjax.data.augment import Example
 from segjax.errors import SegjaxError
-from segjax.training import losses, optimizers, sharding
+from segjax.training import Observer, losses, optimizers, sharding
 
-Split = Literal["train", "val"]
-_COUNTS = ("steps", "batch_size", "workers", "evaluate_every", "log_every")
+Loss = Literal[
+    "cross_entropy",
+    "binary_cross_entropy",
+    "focal",
+    "binary_focal",
+    "ohem_cross_entropy",
+    "dice",
+    "generalised_dice",
+    "tversky",
+    "lovasz",
+    "bce_dice",
+]
+Split = Literal["train", "val", "test"]
+_LENGTHS = {"steps": 0, "epochs": None}  # of a training, and what each is without the other
+_COUNTS = ("batch_size", "workers", "evaluate_every", "log_every")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe(abc.ABC):
     """What a training needs. A script adds fields of its own and says how they come together."""
 
-    steps: int
-    """Training steps."""
+    splits: ClassVar[tuple[Split, ...]] = ("train", "val")
+    """What `source` is asked for: train, val and, where the data has one, test. Val chooses the
+    best checkpoint; that one's scores on test are the ones to report."""
+
+    steps: int = 0
+    """Training steps; 0 where epochs say it."""
     batch_size: int
     """Pictures a step, of all devices together."""
     canvas: tuple[int, int]
     """Height and width to which pictures are padded; it must hold the largest."""
     crop: tuple[int, int]
     """Height and width of the network's input in training."""
+    epochs: float | None = None
+    """Passes over the training data, in place of steps."""
     learning_rate: float = 1e-3
     """At its highest, after the warm-up."""
+    losses: tuple[Loss, ...] = ("cross_entropy",)
+    """What is minimised, the sum of these; right for networks of one channel, too."""
+    weight_decay: float = 1e-3
+    """How fast kernels decay, as a factor of the learning rate."""
+    clip: float | None = None
+    """The longest gradient, as a norm over all parameters, to which longer ones are shortened."""
+    ema: float | None = None
+    """Decay of a moving average of the weights, which is what is scored and used then: 0.999."""
     channels: int = 3
     """Channels of a picture: 1 grey, 3 RGB, 4 RGBA."""
     normalise: augment.Normalise = field(default_factory=augment.Normalise)
@@ -75,13 +103,51 @@ class Recipe(abc.ABC):
     """Leave out examples that cannot be read; they are counted, and listed in skipped.json."""
     evaluate_every: int = 500
     """Steps between evaluations, each followed by a checkpoint."""
+    patience: int | None = None
+    """Evaluations without a better mean IoU after which to stop."""
+    log_to: tuple[Literal["wandb", "mlflow"], ...] = ()
+    """Services that are told of the training too, each an extra: pip install 'segjax[wandb]'."""
     log_every: int = 20
     """Steps between lines of metrics.jsonl."""
 
     def __post_init__(self) -> None:
+        self._choose_length()
         for name, least in {"seed": 0}.items() | dict.fromkeys(_COUNTS, 1).items():
             if (value := getattr(self, name)) < least:
                 raise SegjaxError(f"{name} is {value}; expected at least {least}.")
+        if not self.losses or not set(self.losses) <= set(get_args(Loss)):
+            raise SegjaxError(
+                f"losses is {self.losses!r}; expected a tuple of at least one of "
+                f"{', '.join(get_args(Loss))}."
+            )
+        for name, fits, expected in (
+            ("epochs", lambda x: 0 < x < math.inf, "a number above 0"),
+            ("weight_decay", lambda x: 0 <= x < math.inf, "a number of at least 0"),
+            ("clip", lambda x: x > 0, "a length above 0"),
+            ("ema", lambda x: 0 < x < 1, "a decay between 0 and 1, such as 0.999"),
+            ("patience", lambda x: x >= 1, "at least 1 evaluation"),
+        ):
+            value = getattr(self, name)
+            if value is not None and not fits(value):
+                raise SegjaxError(f"{name} is {value}; expected {expected}.")
+
+    def _choose_length(self) -> None:
+        """Keep steps or epochs: what is given outright or, where neither is, the class's own."""
+        said = [
+            name
+            for name, absent in _LENGTHS.items()
+            if getattr(self, name) not in (absent, getattr(type(self), name))
+        ]
+        for cls in type(self).__mro__ if not said else ():
+            if said := [n for n in _LENGTHS if vars(cls).get(n) and getattr(self, n)]:
+                break
+        if len(said) != 1:
+            both = f"Both steps ({self.steps}) and epochs ({self.epochs}) are given"
+            how = both if said else "Neither steps nor epochs are given"
+            raise SegjaxError(f"{how}; expected one of them: --steps 1000, or --epochs 20.")
+        for name, other in _LENGTHS.items():
+            if name not in said:
+                object.__setattr__(self, name, other)
 
     @abc.abstractmethod
     def model(self) -> nn.Module:
@@ -89,7 +155,7 @@ class Recipe(abc.ABC):
 
     @abc.abstractmethod
     def source(self, split: Split) -> pipeline.Source:
-        """The data to train on, or the data held out."""
+        """The data of one of `splits`: to train on, or held out."""
 
     @abc.abstractmethod
     def augment(self, key: jax.Array, example: Example) -> Example:
@@ -101,11 +167,15 @@ class Recipe(abc.ABC):
 
     def optimizer(self) -> optax.GradientTransformation:
         """What turns gradients into updates, at a learning rate of 1; by default AdamW."""
-        return optimizers.adamw(weight_decay=1e-3)
+        return optimizers.adamw(weight_decay=self.weight_decay)
 
     def initial(self, variables: Any) -> Any:
         """The network's variables to start with, given random ones: fill in pretrained ones."""
         return variables
+
+    def observers(self) -> Sequence[Observer]:
+        """Who is told of the training while it runs; by default nobody beside `log_to`."""
+        return ()
 
     def baseline(self) -> Callable[[np.ndarray], np.ndarray] | None:
         """A simpler method to show beside the network in its report, or by default none.
@@ -115,11 +185,28 @@ class Recipe(abc.ABC):
         return None
 
     def loss(self, output: Any, example: Example) -> jax.Array:
-        """The network's output and the batch (label (B, H, W)) -> scalar; by default cross-entropy.
+        """The network's output and the batch (label (B, H, W)) -> scalar; by default of `losses`.
 
-        Weighted where the source gives weights, divided by the valid pixels in any case.
+        Weighted where the source gives weights, in those that take any.
         """
-        return losses.cross_entropy(output.logits, example.label, pixel_weights=example.weight)
+        chosen = [getattr(losses, name) for name in self.losses]
+        weights = [{"pixel_weights": example.weight} if _weighs(f) else {} for f in chosen]
+        if example.weight is not None and not any(weights):
+            able = ", ".join(name for name in get_args(Loss) if _weighs(getattr(losses, name)))
+            raise SegjaxError(
+                f"The data have weights of pixels, of which {', '.join(self.losses)} takes none: "
+                f"add one of {able} to losses, or train without weights."
+            )
+        parts = [
+            loss(output.logits, example.label, **weight)
+            for loss, weight in zip(chosen, weights, strict=True)
+        ]
+        return sum(parts[1:], parts[0])
+
+
+def _weighs(loss: Callable[..., jax.Array]) -> bool:
+    """Whether a loss takes weights of pixels."""
+    return "pixel_weights" in inspect.signature(loss).parameters
 
 
 def _without_data(recipe: type[Recipe]) -> type[Recipe]:
@@ -143,6 +230,11 @@ def _check(recipe: type[Recipe]) -> None:
             signature = re.sub(r"(\w+\.)+", "", str(inspect.signature(method)))
             lines += [f"    def {name}{signature}:", f"        {inspect.getdoc(method)}"]
         raise SegjaxError("\n".join(lines))
+    if not {"train", "val"} <= set(recipe.splits) <= set(get_args(Split)):
+        raise SegjaxError(
+            f"{recipe.__name__} has the splits {', '.join(recipe.splits)}; expected train and val, "
+            'and test where its data has one: splits = ("train", "val", "test").'
+        )
     fields = {f.name for f in dataclasses.fields(recipe)}
     for cls in recipe.__mro__[: recipe.__mro__.index(Recipe)]:
         typed = {n for n, of in inspect.get_annotations(cls).items() if "ClassVar" not in str(of)}
@@ -158,6 +250,12 @@ def _check(recipe: type[Recipe]) -> None:
             )
 
 
+def _check_length(argv: Sequence[str]) -> None:
+    """Raise SegjaxError where steps and epochs are given, also as what the default is already."""
+    if {"--steps", "--epochs"} <= {word.partition("=")[0] for word in argv}:
+        raise SegjaxError("Both --steps and --epochs are given; give one of them.")
+
+
 def main(recipe: type[Recipe], argv: Sequence[str] | None = None) -> None:
     """The commands of a recipe (audit, train, evaluate, predict, …), each with --help.
 
@@ -165,8 +263,10 @@ def main(recipe: type[Recipe], argv: Sequence[str] | None = None) -> None:
         recipe: a concrete Recipe; its docstring is the help, its file's name the recipe's.
         argv: by default of the process.
     """
+    argv = sys.argv[1:] if argv is None else argv
     try:
         _check(recipe)
+        _check_length(argv)
     except SegjaxError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
@@ -220,7 +320,7 @@ def main(recipe: type[Recipe], argv: Sequence[str] | None = None) -> None:
         Args:
             out: Where to write audit.html and audit.json.
         """
-        sources = {split: recipe.source(split) for split in get_args(Split)}
+        sources = {split: recipe.source(split) for split in recipe.splits}
         where = Path(getattr(recipe, "data", name))
         audit_sources(sources, out, where=where)
 

@@ -11,22 +11,27 @@ import pickle
 import pkgutil
 from functools import partial
 from pathlib import Path
+from typing import get_args
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import slow_losses
 import tensorflow_datasets as tfds
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
+from slow_losses import SHAPE, batch_of, masks
 
 import segjax
 import segjax.data
 from segjax.data import augment, colour
 from segjax.data.augment import Example
 from segjax.data.folder import Folder
+from segjax.errors import SegjaxError
 from segjax.evaluation import metrics
+from segjax.recipe import Loss
 from segjax.training import losses, sharding
 
 
@@ -62,10 +67,20 @@ def each(name, values):
 
 # Losses: (logits, labels, *, ignore_label=255, …) -> scalar
 
-LOSSES = [f for f in own(losses, inspect.isfunction) if names(f)[0] == "logits"]
-LOGITS = np.random.default_rng(0).normal(size=(2, 3, 4, 5)).astype(np.float32)
-LABELS = np.random.default_rng(1).choice([0, 1, 2, 3, 4, 255], (2, 3, 4)).astype(np.uint8)
+LOSSES = [
+    f
+    for _, f in inspect.getmembers(losses, inspect.isfunction)
+    if f.__module__.startswith(losses.__name__) and names(f)[0] == "logits"
+]
 each_loss = each("loss", LOSSES)
+# Five classes, and the one channel of a sigmoid, whose labels are 0 and 1.
+each_width = pytest.mark.parametrize("channels", [5, 1])
+
+
+@functools.cache
+def value_and_grad(loss):
+    """(logits, labels, ignore_label=255) -> value and gradient; compiled once for all masks."""
+    return jax.jit(jax.value_and_grad(lambda x, y, ignored=255: loss(x, y, ignore_label=ignored)))
 
 
 @each_loss
@@ -80,39 +95,125 @@ def test_a_loss_takes_logits_and_labels_and_options_with_defaults(loss):
 
 
 @each_loss
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_a_loss_is_a_finite_float32_scalar_with_finite_gradients(loss, dtype):
-    logits = jnp.asarray(LOGITS, dtype)
-    value, gradient = jax.value_and_grad(loss)(logits, LABELS)
+def test_a_loss_is_one_that_a_recipe_can_name(loss):
+    assert loss.__name__ in get_args(Loss)
+
+
+@each_width
+@each_loss
+def test_a_loss_is_its_slow_reference_on_every_kind_of_mask(loss, channels):
+    reference = getattr(slow_losses, loss.__name__, None)
+    assert reference, f"write {loss.__name__} once more in tests/slow_losses.py, in loops"
+    logits, _ = batch_of(channels)
+    for kind, labels in masks(channels).items():
+        value, gradient = value_and_grad(loss)(logits, labels)
+        expected = reference(logits, labels, 255)
+        np.testing.assert_allclose(value, expected, rtol=2e-5, atol=1e-7, err_msg=kind)
+        assert np.isfinite(gradient).all(), kind
+
+
+@each_width
+@each_loss
+def test_a_loss_is_a_positive_float32_scalar_with_gradients(loss, channels):
+    logits, labels = batch_of(channels)
+    value, gradient = value_and_grad(loss)(logits, labels)
     assert (value.shape, value.dtype) == ((), jnp.float32)
     assert value > 0
-    assert np.isfinite(value)
-    assert gradient.dtype == dtype
-    assert np.isfinite(gradient.astype(jnp.float32)).all()
+    assert gradient.dtype == logits.dtype
     assert np.any(gradient)
-    np.testing.assert_allclose(jax.jit(loss)(logits, LABELS), value, rtol=1e-5)
+
+
+@each_width
+@each_loss
+def test_a_loss_computes_narrow_logits_in_float32(loss, channels):
+    logits, labels = batch_of(channels)
+    narrow = jnp.asarray(logits, jnp.bfloat16)
+    value, gradient = value_and_grad(loss)(narrow, labels)
+    wide, wide_gradient = value_and_grad(loss)(narrow.astype(jnp.float32), labels)
+    assert value.dtype == jnp.float32
+    assert gradient.dtype == jnp.bfloat16
+    np.testing.assert_allclose(value, wide, rtol=1e-6)
+    np.testing.assert_array_equal(gradient, wide_gradient.astype(jnp.bfloat16))
 
 
 @each_loss
-def test_a_loss_of_nothing_valid_is_zero_with_finite_gradients(loss):
-    value, gradient = jax.value_and_grad(loss)(LOGITS, np.full_like(LABELS, 255))
+def test_a_loss_is_compiled_what_it_is_eagerly(loss):
+    batch = batch_of(5)
+    np.testing.assert_allclose(value_and_grad(loss)(*batch)[0], loss(*batch), rtol=1e-5)
+
+
+@each_width
+@each_loss
+def test_a_loss_on_eight_devices_is_that_on_one(loss, channels):
+    """The first of which has nothing valid: a mean of their means would differ."""
+    batch = batch_of(channels)
+    value, gradient = value_and_grad(loss)(*batch)
+    spread = sharding.put(batch, sharding.make_mesh(jax.devices()))
+    assert len(spread[0].sharding.device_set) == 8
+    got, got_gradient = value_and_grad(loss)(*spread)
+    np.testing.assert_allclose(got, value, rtol=1e-6)
+    np.testing.assert_allclose(got_gradient, gradient, rtol=1e-4, atol=1e-8)
+
+
+@each_width
+@each_loss
+def test_a_gradient_is_the_finite_difference(loss, channels):
+    logits, labels = batch_of(channels)
+    _, gradient = value_and_grad(loss)(logits, labels)
+    rng = np.random.default_rng(0)
+    for _ in range(5):
+        way = rng.normal(size=logits.shape).astype(np.float32)
+        # Half of it along the gradient, for a difference that float32 tells from rounding; and
+        # short, for OHEM jumps where a pixel becomes an easy one.
+        way = 0.002 * (gradient / np.linalg.norm(gradient) + way / np.linalg.norm(way))
+        ahead, behind = (value_and_grad(loss)(logits + sign * way, labels)[0] for sign in (1, -1))
+        np.testing.assert_allclose((ahead - behind) / 2, np.vdot(gradient, way), rtol=0.02)
+
+
+@each_width
+@each_loss
+def test_a_loss_of_nothing_valid_is_zero_with_zero_gradients(loss, channels):
+    logits, labels = batch_of(channels)
+    value, gradient = value_and_grad(loss)(logits, np.full_like(labels, 255))
     assert value == 0
-    assert np.isfinite(gradient).all()
+    assert not np.any(gradient)
+
+
+@each_width
+@each_loss
+@pytest.mark.parametrize("ignored", [255, 0])
+def test_a_loss_does_not_see_ignored_pixels(loss, channels, ignored):
+    logits, labels = batch_of(channels)
+    labels = np.where(labels == 255, np.uint8(ignored), labels)
+    value, gradient = value_and_grad(loss)(logits, labels, ignored)
+    for bad in (1e4, np.nan, np.inf, -np.inf):
+        other = logits.copy()
+        other[labels == ignored, 0] = bad
+        got, got_gradient = value_and_grad(loss)(other, labels, ignored)
+        assert got == value
+        np.testing.assert_array_equal(got_gradient, gradient)
+    assert not np.any(gradient[labels == ignored])
+    # Which takes them out: as if they were not there.
+    expected = getattr(slow_losses, loss.__name__)(logits, labels, ignored)
+    np.testing.assert_allclose(value, expected, rtol=2e-5)
+
+
+@each_width
+@each_loss
+@pytest.mark.parametrize("wrong", [9, -1])
+def test_a_loss_of_a_label_that_is_no_class_is_nan(loss, channels, wrong):
+    logits, labels = batch_of(channels)
+    logits, labels = logits.copy(), labels.astype(np.int32)
+    labels[1, 0, 1] = wrong
+    logits[1, 0, 1] = -9  # where it looks easy
+    assert np.isnan(value_and_grad(loss)(logits, labels)[0])
 
 
 @each_loss
-@pytest.mark.parametrize("ignored", [255, 3])
-@pytest.mark.parametrize("bad", [1e4, np.nan])
-def test_a_loss_does_not_see_ignored_pixels(loss, ignored, bad):
-    labels = np.where(LABELS == 255, np.uint8(ignored), LABELS)
-    value_and_grad = jax.value_and_grad(partial(loss, ignore_label=ignored))
-    value, gradient = value_and_grad(LOGITS, labels)
-    logits = LOGITS.copy()
-    logits[labels == ignored, 0] = bad
-    got_value, got_gradient = value_and_grad(logits, labels)
-    assert got_value == value
-    np.testing.assert_array_equal(got_gradient, gradient)
-    assert not np.any(gradient[labels == ignored])
+def test_a_loss_refuses_labels_of_another_shape(loss):
+    for shape in ((*SHAPE, 1), SHAPE[:-1], SHAPE[1:]):
+        with pytest.raises(SegjaxError, match=r"expected labels \(B, H, W\)"):
+            loss(batch_of(5)[0], np.zeros(shape, np.uint8))
 
 
 # Scores: (N, N) confusion -> (N,), a number, or a dict of them

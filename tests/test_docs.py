@@ -207,7 +207,7 @@ def is_cheap(argv):
 
 
 def train_a_little(train, given, folder, **options):
-    small = dataclasses.replace(given, steps=2, evaluate_every=2, batch_size=8)
+    small = dataclasses.replace(given, steps=2, epochs=None, evaluate_every=2, batch_size=8)
     train(small, folder, **options)
 
 

@@ -37,12 +37,24 @@ SHELVES = shelves() | {name: set() for name in EVERYWHERE}
 
 # Within these packages modules are leaves, but for what is named.
 LEAVES = {
-    "segjax.training": {},
+    "segjax.training": {
+        "segjax.training.losses": {
+            f"segjax.training.losses.{name}" for name in ("pixels", "regions")
+        },
+        "segjax.training.losses.pixels": {"segjax.training.losses.masked"},
+        "segjax.training.losses.regions": {"segjax.training.losses.masked"},
+    },
     "segjax.inference": {
         "segjax.inference.predict": {"segjax.inference.tiles"},
         "segjax.inference.views": {"segjax.inference.tiles"},
     },
-    "segjax.evaluation": {},
+    # The one pass counts for all scores; each of them still knows nothing of the others.
+    "segjax.evaluation": {
+        "segjax.evaluation.evaluator": {
+            f"segjax.evaluation.{name}"
+            for name in ("bootstrap", "boundary", "calibration", "metrics", "objects")
+        }
+    },
 }
 
 

@@ -89,7 +89,8 @@ def audit(
         raise SegjaxError(f"{source} is no run folder, whose data may have moved; drop --data.")
     sources: dict[str, pipeline.Source]
     if is_run:
-        sources = {"val": held_out(Run(source), data)}
+        run = Run(source)
+        sources = {split: held_out(run, data, split) for split in run.splits}
     elif layout:
         sources = dict(layouts.splits(source, layout))
     else:

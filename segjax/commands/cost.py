@@ -9,7 +9,7 @@ import rich
 from jax.sharding import Mesh
 from rich.table import Table
 
-from segjax.commands.step import Parts
+from segjax.commands.step import Parts, in_steps
 from segjax.training import sharding
 from segjax.training.train import State, step_cost, step_flops
 
@@ -42,7 +42,8 @@ def _step_in_shapes(
     recipe: "Recipe", mesh: Mesh, *, unrolled: bool = False
 ) -> tuple[Callable[..., Any], State, dict[str, jax.ShapeDtypeStruct]]:
     """A recipe's training step, and the shapes of the state and of the batch that it takes."""
-    parts = Parts(recipe, mesh, unrolled=unrolled)
+    # The number of steps is an argument of the program: any serves.
+    parts = Parts(in_steps(recipe, ()), mesh, unrolled=unrolled)
     whole, split = sharding.replicated(mesh), sharding.split(mesh)
     state = jax.tree.map(
         lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=whole),

@@ -6,7 +6,8 @@
     metrics.jsonl     what the training told
     checkpoints/      the newest and the best
     tensorboard/      events
-    report/           scores, curves, pictures
+    wandb/            with log_to wandb, what it sends
+    report/           scores, curves, pictures, of val; in report/test of test
 
 Networks and sources are frozen dataclasses of plain values, so their class and fields are all
 there is to write down (see `description`). This file knows none of them.
@@ -23,7 +24,8 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from types import MappingProxyType
+from typing import Any, Literal
 
 import jax
 
@@ -31,8 +33,11 @@ import segjax
 from segjax.commands.description import describe, less_files, rebuild
 from segjax.errors import SegjaxError
 
+HeldOut = Literal["val", "test"]
 # What may differ when a run is taken up again; all else would make it another run.
-_MAY_CHANGE = frozenset({"steps", "evaluate_every", "log_every", "data", "workers", "cache"})
+_LENGTH = {"steps", "epochs", "patience"}
+_MAY_CHANGE = _LENGTH | {"evaluate_every", "log_every", "log_to", "data", "workers", "cache"}
+_NO_FIELDS: Mapping[str, Any] = MappingProxyType({})
 # What a run writes to its folder but for predictions, of which other files may be kept.
 _OF_A_RUN = (
     "environment.json",
@@ -40,6 +45,7 @@ _OF_A_RUN = (
     "metrics.jsonl",
     "checkpoints",
     "tensorboard",
+    "wandb",
     "report",
 )
 _PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
@@ -125,12 +131,17 @@ class Run:
         """The recipe's name."""
         return self._stored["recipe"]
 
+    @property
+    def splits(self) -> tuple[HeldOut, ...]:
+        """The held-out splits: val, which chose the best checkpoint, and test if there is one."""
+        return ("val", "test") if self.has("test") else ("val",)
+
     def has(self, part: str) -> bool:
-        """Whether there is such a part: not every recipe has a "baseline"."""
+        """Whether there is such a part: not every recipe has a "baseline" or a "test" split."""
         return part in self._stored
 
     def rebuild(self, part: str) -> Any:
-        """The "model", "normalise", "source" (held-out data) … of the recipe, made anew."""
+        """The "model", "normalise", "source" (of val), "test" … of the recipe, made anew."""
         try:
             return rebuild(self._stored[part])
         except SegjaxError as error:
@@ -160,14 +171,17 @@ class Run:
                 "colours in its palette. Restore the file."
             )
 
-    def _compare(self, wanted: Mapping[str, Any]) -> None:
-        """Raise SegjaxError unless `wanted` is the recipe that is written here."""
+    def _compare(self, wanted: Mapping[str, Any], defaults: Mapping[str, Any] = _NO_FIELDS) -> None:
+        """Raise SegjaxError unless `wanted` is the recipe that is written here.
+
+        Fields that are not written here, for they came to the recipe later, are at their default.
+        """
         if self._stored["recipe"] != wanted["recipe"]:
             raise SegjaxError(
                 f"{self.folder} is a run of the recipe {self._stored['recipe']}, not "
                 f"{wanted['recipe']}. Name another folder with --run."
             )
-        have = _settings(self._stored["fields"], self._stored["model"])
+        have = _settings({**defaults, **self._stored["fields"]}, self._stored["model"])
         want = _settings(wanted["fields"], wanted["model"])
         changed = [
             f"  {name}: {have.get(name)} in the run, {want.get(name)} asked for"
@@ -188,6 +202,7 @@ def start_run(
     name: str,
     fields: Mapping[str, Any],
     parts: Mapping[str, Any],
+    defaults: Mapping[str, Any] = _NO_FIELDS,
     restart: bool = False,
 ) -> None:
     """Make a run folder, or make sure that the one there is of the same recipe; note the start.
@@ -197,6 +212,7 @@ def start_run(
         name: of the recipe.
         fields: its fields, plain values or dataclasses of them.
         parts: what `Run.rebuild` gives back, dataclasses of plain values.
+        defaults: of fields, for a run that was started before the recipe had them.
         restart: of a run there, remove what it has written instead.
 
     Raises:
@@ -214,7 +230,7 @@ def start_run(
     held = {p.name for p in folder.iterdir()} if folder.is_dir() else set()
     if path.exists():
         if not restart:
-            Run(folder)._compare(wanted)
+            Run(folder)._compare(wanted, json.loads(json.dumps(describe(dict(defaults)))))
     elif folder.is_file() or held - {"recipe.json.partial"}:
         raise SegjaxError(
             f"{folder}: exists, but holds no run (no recipe.json). Name another folder with --run."

@@ -1,10 +1,13 @@
 """A recipe's training step on a mesh, from a batch as it is read to the state after it."""
 
-from collections.abc import Callable
+import dataclasses
+import math
+from collections.abc import Callable, Sized
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import jax
+import optax
 from jax.sharding import Mesh
 
 from segjax.data import augment
@@ -40,6 +43,14 @@ def make_prepare(
     return prepare
 
 
+def in_steps(recipe: "Recipe", source: Sized) -> "Recipe":
+    """The recipe, its epochs counted in steps: as many as see each picture that often."""
+    if recipe.epochs is None:
+        return recipe
+    steps = math.ceil(recipe.epochs * len(source) / recipe.batch_size - 1e-9)  # less rounding
+    return dataclasses.replace(recipe, steps=max(steps, 1), epochs=None)
+
+
 class Parts:
     """What a recipe's training consists of on a mesh, for `train` and for `cost`."""
 
@@ -50,6 +61,8 @@ class Parts:
             self.model = self.model.clone(scan=False)
         self.model.geometry.check(*recipe.crop)
         optimizer = recipe.optimizer()
+        if recipe.clip is not None:
+            optimizer = optax.chain(optax.clip_by_global_norm(recipe.clip), optimizer)
         parameters, steps = jax.random.split(jax.random.key(recipe.seed))
         self.step = make_train_step(
             self.model,
@@ -58,6 +71,7 @@ class Parts:
             schedule=recipe.schedule(),
             prepare=make_prepare(recipe, margin=self.model.geometry.margin),
             key=steps,
+            ema=recipe.ema,
         )
         self.make_state = partial(
             make_state,
@@ -65,5 +79,6 @@ class Parts:
             optimizer,
             key=parameters,
             image_shape=(1, *recipe.crop, recipe.channels),
+            ema=recipe.ema is not None,
             sharding=sharding.replicated(mesh),
         )

@@ -1,9 +1,10 @@
 """The verb that trains a recipe in a run folder."""
 
 import dataclasses
+import math
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -12,22 +13,25 @@ from typing import TYPE_CHECKING, Any, Literal
 import jax
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
+from jax.sharding import Mesh
 from rich.progress import track
 
 import segjax
 from segjax.commands.command import CompilationCount, interruption
 from segjax.commands.description import describe
 from segjax.commands.evaluate import batches_on_mesh, evaluate
+from segjax.commands.observing import Observing
 from segjax.commands.run import Run, as_json, read_json, start_run, write_whole
-from segjax.commands.step import Parts
+from segjax.commands.step import Parts, in_steps
 from segjax.commands.trained import check_folder, load_step
 from segjax.data import audit, cache, pipeline
 from segjax.data.wrapper import bare, without
 from segjax.errors import SegjaxError
-from segjax.evaluation import metrics
+from segjax.evaluation import evaluator, report
 from segjax.inference.predict import make_predict
 from segjax.training import losses, sharding
 from segjax.training.checkpoint import Checkpoints
+from segjax.training.observers import Observer, services
 from segjax.training.progress import RunLog
 from segjax.training.train import Every, NotFinite, State, fit
 
@@ -51,36 +55,43 @@ def train(recipe: "Recipe", folder: Path, *, name: str, restart: bool = False) -
     if restart and recipe.start_from and recipe.start_from.absolute() == folder.absolute():
         raise SegjaxError(f"{folder}: a run cannot be removed and be started from. Use another.")
     compiled = CompilationCount()
+    observing = Observing(_observers(recipe) if jax.process_index() == 0 else ())
     mesh = sharding.make_mesh()
-    parts = Parts(recipe, mesh)
-    sources = {"train": recipe.source("train"), "val": recipe.source("val")}
+    sources: dict[str, pipeline.Source] = {s: recipe.source(s) for s in recipe.splits}
     if hasattr(recipe, "data"):
         for source in sources.values():
             check_folder(source)
+    given, recipe = recipe, in_steps(recipe, sources["train"])
+    parts = Parts(recipe, mesh)
     baseline = recipe.baseline()
     # raises, before the data is read
-    describe([parts.model, recipe.normalise, sources["val"], baseline])
+    describe([parts.model, recipe.normalise, baseline, *_held_out(sources).values()])
     for source in sources.values():
         _check_classes(source, num_classes=parts.model.num_classes)
     if recipe.skip_broken:
         skipped = _broken(sources, None if restart else folder / "skipped.json")
         for split, broken in skipped.items():
             sources[split] = without(sources[split], tuple(map(int, broken)))
-    canvases = {"train": [recipe.canvas], "val": recipe.buckets or [recipe.canvas]}
+        if given.epochs:  # of fewer pictures
+            recipe = in_steps(given, sources["train"])
+            parts = Parts(recipe, mesh)
+    held_out_canvases = recipe.buckets or [recipe.canvas]
+    canvases = dict.fromkeys(sources, held_out_canvases) | {"train": [recipe.canvas]}
     audit.check(sources, canvases=canvases)
-    data, held_out = (_kept(source, recipe.cache) for source in sources.values())
+    data, held_out = (_kept(sources[split], recipe.cache) for split in ("train", "val"))
     start_run(
         folder,
         name=name,
-        fields=_fields(recipe),
+        fields=_fields(recipe) | {"epochs": given.epochs},
         parts={
             "model": parts.model,
             "normalise": recipe.normalise,
-            "source": sources["val"],
             "classes": held_out.classes,
             "palette": held_out.palette,
         }
+        | _held_out(sources)
         | ({"baseline": baseline} if baseline else {}),
+        defaults=_defaults(recipe),
         restart=restart,
     )
     sharding.wait_for_all("start")  # for the first may be removing checkpoints still
@@ -89,6 +100,26 @@ def train(recipe: "Recipe", folder: Path, *, name: str, restart: bool = False) -
         for split, broken in skipped.items():
             told = "1 example is" if len(broken) == 1 else f"{len(broken)} examples are"
             print(*broken.values(), f"{split}: {told} skipped.", sep="\n")
+    if given.epochs and jax.process_index() == 0:
+        length = f"{given.epochs:g} epochs of {len(data)} pictures"
+        print(f"{length} are {recipe.steps} steps of {recipe.batch_size}.")
+    with observing.to_the_end():
+        _take_steps(recipe, parts, data, held_out, folder, mesh, observing, compiled)
+        for split in Run(folder).splits:
+            observing.scores = evaluate(folder, split=split)
+
+
+def _take_steps(
+    recipe: "Recipe",
+    parts: Parts,
+    data: pipeline.Source,
+    held_out: pipeline.Source,
+    folder: Path,
+    mesh: Mesh,
+    observing: Observing,
+    compiled: CompilationCount,
+) -> None:
+    """Train from the newest checkpoint to the end, evaluating and saving on the way."""
     predict = make_predict(parts.model, normalise=recipe.normalise)
     # Of the main logits, without weights, so that runs of different training losses compare.
     summed_loss = jax.jit(partial(losses.cross_entropy, reduction="sum"))
@@ -103,7 +134,9 @@ def train(recipe: "Recipe", folder: Path, *, name: str, restart: bool = False) -
             batch_size=recipe.batch_size,
             log_every=recipe.log_every,
             quiet=jax.process_index() > 0,
+            tell=observing.tell,
         )
+        evaluations = _mean_ious(folder, start) if recipe.patience else []
 
         def observe(number: int, scalars: Mapping[str, float], waited: float) -> None:
             if number == start + 1:
@@ -111,30 +144,40 @@ def train(recipe: "Recipe", folder: Path, *, name: str, restart: bool = False) -
                 log.say(f"first step {seconds:.1f} s after the start; {compiled}")
             log.step(number, scalars, waited=waited)
 
+        def out_of_patience() -> bool:
+            return recipe.patience is not None and _since_best(evaluations) >= recipe.patience
+
         def evaluate_and_save(number: int, state: State) -> None:
             with log.paused():
                 batches = batches_on_mesh(
                     held_out,
                     mesh,
                     batch_size=recipe.batch_size,
-                    canvases=canvases["val"],
+                    canvases=recipe.buckets or [recipe.canvas],
                     workers=recipe.workers,
                 )
-                confusion, loss = metrics.evaluate_with_loss(
-                    partial(predict, state.variables),
+                share = evaluator.evaluate(
+                    partial(predict, state.averaged),
                     batches,
-                    summed_loss,
                     num_classes=len(held_out.classes),
+                    summed_loss=summed_loss,
                 )
-                scores = metrics.summary(confusion)
+                found = evaluator.joined(sharding.from_all_processes(share))
+                scores = found.scores()
+                evaluations.append(scores["mean_iou"])
+                # Before it is saved, so that a run that goes on from there finds the line.
+                log.scores(number, scores | {"loss": found.loss})
                 checkpoints.save(number, state, scores)
-                log.scores(number, scores | {"loss": loss})
 
         with log, _telling_what_is_kept(checkpoints):
+            early = f"for {recipe.patience} evaluations brought no better mean IoU (--patience)"
             if start >= recipe.steps:
                 log.say(f"{folder}: at step {start} already, nothing is left to train")
+            elif out_of_patience():
+                log.say(f"{folder}: stopped at step {start}, {early}; nothing is left to train")
             elif start:
                 log.say(f"{folder}: going on from step {start} of {recipe.steps}")
+            observing.start(folder, Run(folder).fields, start)
             batches = pipeline.train_batches(
                 data,
                 batch_size=recipe.batch_size,
@@ -149,19 +192,23 @@ def train(recipe: "Recipe", folder: Path, *, name: str, restart: bool = False) -
                 state,
                 parts.step,
                 sharding.prefetch(batches, mesh),
-                until=recipe.steps,
+                until=start if out_of_patience() else recipe.steps,
                 observe=observe,
                 every=[Every(recipe.evaluate_every, evaluate_and_save)],
                 rescue=checkpoints.save,
-                stop=lambda: bool(interrupted()),
+                stop=lambda: bool(interrupted() or out_of_patience() or observing.to_stop),
             )
+            observing.step = done = int(state.step)
+            if out_of_patience() and start < done < recipe.steps:
+                log.say(f"stopped at step {done} of {recipe.steps}, {early}")
+    if observing.error and observing.to_stop and done < recipe.steps:
+        raise SegjaxError(f"{observing.error} The same command goes on from step {done}.")
     if number := interrupted():
         print(
-            f"Interrupted after step {int(state.step)}; the same command goes on from there.",
+            f"Interrupted after step {done}; the same command goes on from there.",
             file=sys.stderr,
         )
         sys.exit(128 + number)
-    evaluate(folder)
 
 
 @contextmanager
@@ -188,7 +235,8 @@ def _begin(recipe: "Recipe", state: State) -> State:
         state.variables,
         state.variables | dict(variables),  # a network without statistics has no part for them
     )
-    return state.replace(**placed)
+    state = state.replace(**placed)
+    return state if state.ema is None else jax.jit(State.with_ema)(state)
 
 
 def _take_over(ours: Any, theirs: Any) -> tuple[Any, str]:
@@ -211,8 +259,39 @@ def _take_over(ours: Any, theirs: Any) -> tuple[Any, str]:
     return unflatten_dict(mine | taken, sep="/"), told
 
 
+def _mean_ious(folder: Path, step: int) -> list[float]:
+    """Of the evaluations of a run up to a step: what it has told, for no process remembers."""
+    path = folder / "metrics.jsonl"
+    told = report.read_metrics(path) if path.exists() else []
+    scores = [line["mean_iou"] for line in told if "mean_iou" in line and line["step"] <= step]
+    return [math.nan if score is None else score for score in scores]
+
+
+def _since_best(scores: Sequence[float]) -> int:
+    """How many came after the best, the first of equal ones; NaN is worse than any."""
+    best, since = -math.inf, 0
+    for score in scores:
+        best, since = (score, 0) if score > best else (best, since + 1)
+    return since
+
+
+def _observers(recipe: "Recipe") -> list[Observer]:
+    return [*services(recipe.log_to), *recipe.observers()]
+
+
+def _defaults(recipe: "Recipe") -> dict[str, Any]:
+    fields = dataclasses.fields(recipe)
+    return {f.name: f.default for f in fields if f.default is not dataclasses.MISSING}
+
+
 def _fields(recipe: "Recipe") -> dict[str, Any]:
     return {f.name: getattr(recipe, f.name) for f in dataclasses.fields(recipe)}
+
+
+def _held_out(sources: Mapping[str, pipeline.Source]) -> dict[str, pipeline.Source]:
+    """The held-out sources by the names of their parts in recipe.json."""
+    tested = {"test": sources["test"]} if "test" in sources else {}
+    return {"source": sources["val"], **tested}
 
 
 def _kept(source: pipeline.Source, where: Literal["no", "memory", "disk"]) -> pipeline.Source:

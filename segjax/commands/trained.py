@@ -7,7 +7,7 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 
-from segjax.commands.run import Run
+from segjax.commands.run import HeldOut, Run
 from segjax.data.wrapper import bare
 from segjax.errors import SegjaxError
 from segjax.segmenter import Segmenter
@@ -46,7 +46,11 @@ def load_step(run: Run, checkpoint: Which) -> tuple[int, Segmenter]:
         step = checkpoints.best if checkpoint == "best" else checkpoints.newest
         if step is None:
             raise SegjaxError(f"{run.folder}: no checkpoint yet. Train it first.")
-        variables = checkpoints.restore(dict(like), step=step)
+        # Of a moving average of the weights, where the run has one, are the scores.
+        if checkpoints.holds("ema", step=step):
+            variables = checkpoints.restore({"ema": dict(like)}, step=step)["ema"]
+        else:
+            variables = checkpoints.restore(dict(like), step=step)
     try:
         return step, Segmenter(
             model=model,
@@ -62,13 +66,18 @@ def load_step(run: Run, checkpoint: Which) -> tuple[int, Segmenter]:
         raise SegjaxError(f"{run.folder / 'recipe.json'}: {error} Restore the file.") from error
 
 
-def held_out(run: Run, data: Path | None = None) -> Any:
+def held_out(run: Run, data: Path | None = None, split: HeldOut = "val") -> Any:
     """The held-out data of a run, or what lies in the folder `data` now.
 
     Raises:
-        SegjaxError: its folder is not there, or it is not read from one.
+        SegjaxError: the run has no such split; its folder is not there, or it is not read from one.
     """
-    source = run.rebuild("source")
+    if split not in run.splits:
+        raise SegjaxError(
+            f"{run.folder}: its recipe has no {split} split, but {', '.join(run.splits)}. Add it "
+            "to the recipe's `splits` and to what its `source` gives, and train."
+        )
+    source = run.rebuild("source" if split == "val" else split)
     if data is not None:
         source = moved(source, data)
     check_folder(source)

@@ -9,6 +9,7 @@ from segjax.training import losses as losses
 from segjax.training import optimizers as optimizers
 from segjax.training import sharding as sharding
 from segjax.training.checkpoint import Checkpoints as Checkpoints
+from segjax.training.observers import Observer as Observer
 from segjax.training.progress import RunLog as RunLog
 from segjax.training.train import Every as Every
 from segjax.training.train import State as State

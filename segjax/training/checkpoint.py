@@ -68,6 +68,11 @@ class Checkpoints:
         """Step of the best checkpoint; the newest where none has a score."""
         return self._manager.best_step() or self.newest
 
+    def holds(self, field: str, *, step: int) -> bool:
+        """Whether a checkpoint has arrays of a field of the state, as "ema"."""
+        self._manager.wait_until_finished()  # it may be the one that is being written
+        return any(name.split(".")[0] == field for name in self._stored(step))
+
     def save(self, step: int, state: Any, scores: Mapping[str, float] | None = None) -> None:
         """Write `state` in the background, with the scores that tell the best one.
 
@@ -89,17 +94,7 @@ class Checkpoints:
             SegjaxError: no such checkpoint, or one of another tree or other shapes, each named.
         """
         self._manager.wait_until_finished()  # it may be the one that is being written
-        where = self.folder / str(step)
-        if step not in self._manager.all_steps():
-            have = ", ".join(map(str, self._manager.all_steps())) or "none"
-            raise SegjaxError(f"{self.folder}: no checkpoint of step {step}; there are: {have}.")
-        try:
-            stored = _shapes(self._manager.item_metadata(step))
-        except Exception as error:
-            raise _unreadable(where, error) from error
-        if not stored:
-            raise _unreadable(where, "its list of arrays is missing")
-        wanted = _shapes(like)
+        where, stored, wanted = self.folder / str(step), self._stored(step), _shapes(like)
         fields = {name.split(".")[0] for name in wanted}
         stored = {name: shape for name, shape in stored.items() if name.split(".")[0] in fields}
         differences = [
@@ -126,6 +121,20 @@ class Checkpoints:
             )
         except Exception as error:
             raise _unreadable(where, error) from error
+
+    def _stored(self, step: int) -> dict[str, tuple[int, ...]]:
+        """The shapes of the arrays of a checkpoint by their paths."""
+        where = self.folder / str(step)
+        if step not in self._manager.all_steps():
+            have = ", ".join(map(str, self._manager.all_steps())) or "none"
+            raise SegjaxError(f"{self.folder}: no checkpoint of step {step}; there are: {have}.")
+        try:
+            stored = _shapes(self._manager.item_metadata(step))
+        except Exception as error:
+            raise _unreadable(where, error) from error
+        if not stored:
+            raise _unreadable(where, "its list of arrays is missing")
+        return stored
 
 
 def _unreadable(where: Path, reason: object) -> SegjaxError:

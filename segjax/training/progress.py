@@ -48,7 +48,8 @@ class RunLog:
         batch_size: images per step, over all processes.
         log_every: steps per line of `metrics.jsonl`.
         console: where to print; by default standard output.
-        quiet: write and print nothing, as all processes but the first must.
+        quiet: write, print and tell nothing, as all processes but the first must.
+        tell: called with "logged" or "evaluated", the step, and what metrics.jsonl is told.
         clock: seconds, from any origin.
     """
 
@@ -65,12 +66,13 @@ class RunLog:
         log_every: int,
         console: Console | None = None,
         quiet: bool = False,
+        tell: Callable[[str, int, Mapping[str, float]], None] = lambda event, number, values: None,
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
         self._folder, self._total, self._start = folder, total, start
         self._batch_size, self._log_every = batch_size, log_every
         self._console = console or Console()
-        self._quiet, self._clock = quiet, clock
+        self._quiet, self._tell, self._clock = quiet, tell, clock
         self._bar: Progress | None = None
         self._task = TaskID(0)
 
@@ -156,6 +158,7 @@ class RunLog:
             return
         self._write(number, values)
         self._to_tensorboard("val", number, values)
+        self._tell("evaluated", number, values)
         told = [f"{name} {float(value):.4f}" for name, value in values.items()]
         lines = [f"step {number}"]
         # At the width of a terminal, which would break within a number; a file's lines stay whole.
@@ -191,6 +194,7 @@ class RunLog:
         self._losses, self._interval = [], []
         self._write(number, values)
         self._to_tensorboard("train", number, values)
+        self._tell("logged", number, values)
 
     def _write(self, number: int, values: Mapping[str, float]) -> None:
         numbers = {name: float(value) for name, value in values.items()}

@@ -25,17 +25,29 @@ class State(flax.struct.PyTreeNode):
     """All that training changes, and data only.
 
     step: () int32, steps done.  params, batch_stats: as of `model.init`.  opt_state: optax's.
+    ema: a moving average of `variables` in float32, or None where none is kept.
     """
 
     step: jax.Array
     params: Any
     batch_stats: Any
     opt_state: Any
+    ema: Any = None
 
     @property
     def variables(self) -> dict[str, Any]:
         """What `model.apply` takes."""
         return {"params": self.params, "batch_stats": self.batch_stats}
+
+    @property
+    def averaged(self) -> dict[str, Any]:
+        """What to evaluate: the moving average of the variables or, without one, themselves."""
+        return self.variables if self.ema is None else self.ema
+
+    def with_ema(self) -> "State":
+        """The state whose moving average starts at its variables."""
+        # A copy: the step is given both, and an array can be donated once.
+        return self.replace(ema=jax.tree.map(lambda x: jnp.array(x, jnp.float32), self.variables))
 
 
 def make_state(
@@ -44,6 +56,7 @@ def make_state(
     *,
     key: jax.Array,
     image_shape: Sequence[int],
+    ema: bool = False,
     sharding: jax.sharding.Sharding | None = None,
 ) -> State:
     """The state before the first step.
@@ -53,6 +66,7 @@ def make_state(
         optimizer: of optax.
         key: for the parameters.
         image_shape: (B, H, W, C) of a training input.
+        ema: whether it holds a moving average of the variables.
         sharding: where it lies, `sharding.replicated(mesh)`; by default on one device.
 
     Raises:
@@ -67,7 +81,8 @@ def make_state(
         variables = model.init(key, jnp.zeros(image_shape))
         params = variables["params"]
         stats = variables.get("batch_stats", {})
-        return State(jnp.zeros((), jnp.int32), params, stats, optimizer.init(params))
+        state = State(jnp.zeros((), jnp.int32), params, stats, optimizer.init(params))
+        return state.with_ema() if ema else state
 
     return jax.jit(init, out_shardings=sharding)(key)
 
@@ -80,11 +95,12 @@ def make_train_step(
     schedule: Callable[[jax.Array], jax.Array],
     prepare: Callable[[jax.Array, Batch], tuple[jax.Array, Any]],
     key: jax.Array,
+    ema: float | None = None,
 ) -> Callable[[State, Batch], tuple[State, Scalars]]:
     """The jitted training step; its first argument is donated.
 
-    Key and schedule are arguments of the compiled program, not constants in it, so that other
-    seeds, rates and numbers of steps find it in the compilation cache.
+    Key, schedule and the average's decay are arguments of the compiled program, not constants in
+    it, so that other seeds, rates and numbers of steps find it in the compilation cache.
 
     Args:
         model: whose `apply` returns an `Output`.
@@ -96,13 +112,19 @@ def make_train_step(
             truth is any tree, such as labels (B, H, W). The key is the same at every step.
         key: of augmentation and dropout; for dropout it is folded with the step, so that a resumed
             run draws the same.
+        ema: decay d of the moving average, where the state has one: a ← d_t · a + (1 - d_t) · v
+            after step t = 0, 1, …, for all variables v. d_t = min(d, (1 + t) / (10 + t)), as
+            TensorFlow's ExponentialMovingAverage has it, so that the first weights, which mean
+            nothing, are soon forgotten. Batch statistics are averaged with the parameters, as in
+            EfficientNet's code and timm's: those at hand belong to other weights than the average.
 
     Returns:
         (state, batch) -> (state, {"loss", "gradient_norm", "learning_rate"}). The step is a pure
         function: on n devices it computes what it computes on one.
 
     Raises:
-        SegjaxError: the schedule is no function.
+        SegjaxError: the schedule is no function; at the first step, the state has no moving average
+            though there is a decay, or has one without.
 
     Warns:
         SegjaxWarning: the optimizer has a small learning rate of its own beside the schedule's.
@@ -115,8 +137,13 @@ def make_train_step(
     _warn_of_two_rates(optimizer, schedule)
 
     def step(
-        state: State, batch: Batch, key: jax.Array, schedule: Callable[[jax.Array], jax.Array]
+        state: State,
+        batch: Batch,
+        key: jax.Array,
+        schedule: Callable[[jax.Array], jax.Array],
+        ema: jax.Array | None,
     ) -> tuple[State, Scalars]:
+        _check_ema(state, ema)
         augmentation, dropout = jax.random.split(key)
         images, truth = prepare(augmentation, batch)
 
@@ -136,11 +163,27 @@ def make_train_step(
         params = optax.apply_updates(state.params, optax.tree.scale(rate, updates))
         norm = optax.tree.norm(gradients)
         scalars = {"loss": value, "gradient_norm": norm, "learning_rate": rate}
-        return State(state.step + 1, params, stats, opt_state), scalars
+        new = State(state.step + 1, params, stats, opt_state)
+        return new if ema is None else new.replace(ema=_averaged(state, new, ema)), scalars
 
     if jax.tree_util.all_leaves([schedule]):  # a plain function, such as optax's schedules
         schedule = jax.tree_util.Partial(schedule)
-    return partial(jax.jit(step, donate_argnums=0), key=key, schedule=schedule)
+    return partial(jax.jit(step, donate_argnums=0), key=key, schedule=schedule, ema=ema)
+
+
+def _check_ema(state: State, decay: jax.Array | None) -> None:
+    if (state.ema is None) != (decay is None):
+        has, given = ("no", "one") if state.ema is None else ("a", "none")
+        raise SegjaxError(
+            f"The state has {has} moving average, but the step was given {given} of its decays: "
+            "pass `ema` both to make_state, as True, and to make_train_step, as 0.999; or to none."
+        )
+
+
+def _averaged(before: State, after: State, decay: jax.Array) -> Any:
+    """The moving average after a step."""
+    share = 1 - jnp.minimum(decay, (1 + before.step) / (10 + before.step))
+    return jax.tree.map(lambda a, v: a + share * (v - a), before.ema, after.variables)
 
 
 def _warn_of_two_rates(
@@ -226,7 +269,7 @@ def fit(
         rescue: called with the last good (step, state) where the loop ends early: `stop` said so,
             or the data or an action raised. Not after a loss that is not finite, whose state is
             spoilt.
-        stop: asked after every step.
+        stop: asked after every step, and after what was to do then.
 
     Returns:
         The state after the last step taken.
@@ -252,7 +295,7 @@ def fit(
             if labels is not None:
                 told += (
                     f"The labels of its batch held {held(labels)}; with one that is neither a "
-                    "class nor ignored, cross-entropy is NaN. If all are right: "
+                    "class nor ignored, a loss is NaN. If all are right: "
                 )
             raise NotFinite(told + "Try a lower learning rate, a longer warm-up or float32.")
         observe(number, values, wait)
@@ -281,13 +324,13 @@ def fit(
         settle()
         pending = number, scalars, wait, labels
         due = [e.action for e in every if number % e.steps == 0 or number == until]
-        stopping = stop() and number < until
-        if due or stopping:
+        if due:
             settle()
         with rescued(number):
             for action in due:
                 action(number, state)
-        if stopping:
+        if number < until and stop():
+            settle()
             rescue(number, state)
             break
     settle()

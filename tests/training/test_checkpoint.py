@@ -5,7 +5,9 @@ import json
 import os
 import shutil
 from pathlib import Path
+from typing import Any
 
+import flax
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -94,6 +96,37 @@ def test_some_fields_alone(checkpoints, names):
     checkpoints.save(3, state)
     want = {name: getattr(state, name) for name in names}
     assert_equal(checkpoints.restore(jax.tree.map(jnp.zeros_like, want), step=3), want)
+
+
+def test_an_average_is_kept_and_can_be_asked_for(checkpoints):
+    state = make_state(3).with_ema()
+    checkpoints.save(2, make_state(2), {"mean_iou": 0.6})
+    checkpoints.save(3, state)
+    assert checkpoints.holds("ema", step=3) and not checkpoints.holds("ema", step=2)
+    assert_equal(checkpoints.restore(make_state(0).with_ema(), step=3), state)
+    assert_equal(checkpoints.restore({"ema": state.ema}, step=3), {"ema": state.ema})
+    with pytest.raises(SegjaxError, match="no checkpoint of step 7"):
+        checkpoints.holds("ema", step=7)
+
+
+class Before(flax.struct.PyTreeNode):
+    """The state as it was before there were averages."""
+
+    step: Any
+    params: Any
+    batch_stats: Any
+    opt_state: Any
+
+
+def test_a_checkpoint_from_before_averages_is_restored(checkpoints):
+    state = make_state(3)
+    old = Before(state.step, state.params, state.batch_stats, state.opt_state)
+    checkpoints.save(3, old, {"mean_iou": 0.6})
+    checkpoints.save(4, state)
+    assert_equal(checkpoints.restore(make_state(0), step=3), state)
+    assert_equal(checkpoints.restore(old, step=4), old)  # and the other way round
+    with pytest.raises(SegjaxError, match=r"ema\.params\.down\.kernel: absent stored"):
+        checkpoints.restore(state.with_ema(), step=3)
 
 
 def test_nothing_is_there_at_first(checkpoints):

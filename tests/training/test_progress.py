@@ -224,15 +224,28 @@ def test_the_bar_is_taken_down_after_an_error(make_log, clock):
 
 
 @pytest.mark.parametrize("terminal", [False, True])
-def test_quiet_writes_and_prints_nothing(make_log, clock, tmp_path, terminal):
-    with make_log(terminal=terminal, quiet=True) as log:
+def test_quiet_writes_prints_and_tells_nothing(make_log, clock, tmp_path, terminal):
+    told = []
+    with make_log(terminal=terminal, quiet=True, tell=lambda *what: told.append(what)) as log:
         advance(log, clock, 1)
         advance(log, clock, 10)
         with log.paused():
             log.scores(10, {"mean_iou": 0.5})
         log.say("nothing")
-    assert log.out.getvalue() == ""
+    assert log.out.getvalue() == "" and told == []
     assert list(tmp_path.iterdir()) == []
+
+
+def test_what_is_written_is_told(make_log, clock, tmp_path):
+    told = []
+    with make_log(tell=lambda *what: told.append(what)) as log:
+        advance(log, clock, 1, loss=3.0)
+        advance(log, clock, 2, loss=1.0)
+        log.scores(2, {"mean_iou": 0.5})
+    assert [(event, number) for event, number, _ in told] == [("logged", 2), ("evaluated", 2)]
+    for (*_, values), line in zip(told, lines(tmp_path), strict=True):
+        assert {**values, "step": 2, "time": line["time"]} == line
+    assert told[0][2]["loss"] == 2.0
 
 
 def test_a_first_line_without_a_rate_draws_no_warning(make_log, clock, tmp_path, caplog):

@@ -194,6 +194,79 @@ def test_variables_are_what_apply_takes(mesh):
     assert kernel.sharding == sharding.replicated(mesh)
 
 
+# The moving average
+
+DECAY = 0.5  # met by the warm-up, (1 + t) / (10 + t), at the eighth step
+
+
+@functools.cache
+def averaging():
+    return make_step(MODEL, loss=cross_entropy, prepare=PREPARE, ema=DECAY)
+
+
+def run_averaged(n: int, steps: int, state=None):
+    mesh = sharding.make_mesh(jax.devices()[:n])
+    state = first_state(mesh).with_ema() if state is None else state
+    batches = sharding.prefetch(map(batch_of, itertools.count(int(state.step))), mesh)
+    return fit(state, averaging(), batches, until=steps)
+
+
+def test_the_average_is_the_formula_and_changes_nothing_else():
+    """Both branches of the decay, of parameters and of batch statistics."""
+    mesh = sharding.make_mesh()
+    state = first_state(mesh)
+    expected = jax.tree.map(lambda x: np.asarray(x, np.float64), state.variables)
+    for t in range(10):
+        state, _ = training()(state, sharding.put(batch_of(t), mesh))
+        d = min(DECAY, (1 + t) / (10 + t))
+        expected = jax.tree.map(lambda a, v, d=d: d * a + (1 - d) * v, expected, state.variables)
+    averaged = run_averaged(8, 10)
+    assert_equal(averaged.replace(ema=None), state)
+    jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-6),
+                 averaged.averaged, expected)  # fmt: skip
+    assert {x.dtype for x in jax.tree.leaves(averaged.ema)} == {np.dtype("float32")}
+    assert jax.tree.structure(averaged.ema) == jax.tree.structure(averaged.variables)
+    assert distance(averaged, SimpleNamespace(variables=averaged.ema)) > 1e-3
+    assert state.averaged == state.variables
+
+
+def test_an_average_goes_on_to_the_bit_and_over_devices():
+    half = jax.device_put(
+        jax.device_get(run_averaged(8, 3)), sharding.replicated(sharding.make_mesh())
+    )
+    assert_equal(run_averaged(8, 6, half), run_averaged(8, 6))
+    one, eight = (SimpleNamespace(variables=run_averaged(n, 6).ema) for n in (1, 8))
+    assert distance(one, eight) < 1e-5
+
+
+def test_an_average_starts_at_the_variables_in_arrays_of_its_own(mesh):
+    shape = (1, CROP, CROP, 3)
+    state = make_state(
+        MODEL, OPTIMIZER, key=jax.random.key(1), image_shape=shape, ema=True,
+        sharding=sharding.replicated(mesh),
+    )  # fmt: skip
+    assert_equal(state.ema, state.variables)
+    assert_equal(state.variables, initial().variables)
+    averaging()(state, sharding.put(batch_of(0), mesh))  # all of it is donated, each array once
+    assert all(x.is_deleted() for x in jax.tree.leaves((state.params, state.ema)))
+
+
+def test_another_decay_compiles_nothing(mesh):
+    step = make_step(Linear(), loss=cross_entropy, prepare=PREPARE, ema=0.9)
+    batch = sharding.put(batch_of(0), mesh)
+    step(first_state(mesh, Linear()).with_ema(), batch)
+    step.func(first_state(mesh, Linear()).with_ema(), batch, **step.keywords | {"ema": 0.99})
+    assert step.func._cache_size() == 1
+
+
+@pytest.mark.parametrize("decay, told", [(0.9, "has no moving average"), (None, "given none of")])
+def test_an_average_that_one_side_forgot_is_told(decay, told, mesh):
+    step = make_step(Linear(), loss=cross_entropy, prepare=PREPARE, ema=decay)
+    state = first_state(mesh, Linear())
+    with pytest.raises(SegjaxError, match=rf"{told}.* both to make_state, .*or to none"):
+        step(state if decay else state.with_ema(), sharding.put(batch_of(0), mesh))
+
+
 def test_step_cost_needs_no_data(mesh):
     state = first_state(mesh)
     whole, split = sharding.replicated(mesh), sharding.split(mesh)
@@ -375,6 +448,14 @@ def test_a_stop_rescues_the_state_of_the_last_step(calls):
     state = calls.fit([1, 2, 3], until=3, every=[calls.every(5, "a")], stop=lambda: next(asked))
     assert calls[-2:] == ["observe 2: 2", "rescue 2: 3"]
     assert "batch 3" not in calls and int(state.step) == 2
+
+
+def test_what_is_done_at_a_step_may_say_stop(calls):
+    asked = []
+    state = calls.fit(
+        [1, 2, 3], until=3, every=[Every(2, lambda *_: asked.append(1))], stop=lambda: bool(asked)
+    )
+    assert calls[-2:] == ["observe 2: 2", "rescue 2: 3"] and int(state.step) == 2
 
 
 def test_a_stop_after_the_last_step_is_no_early_end(calls):
