@@ -255,3 +255,16 @@ def test_an_interruption_after_the_last_row(predict, picture, tmp_path, large, m
         predict(picture, fails=130)
     assert "100 of 100 rows were done before" in predict(picture)
     assert names(tmp_path / "out") == ["a.tif", "a_overlay.png"]
+
+
+def test_a_run_is_scored_through_views(trained, tmp_path):
+    """The network sees one pixel, so that a flip changes nothing; half the size does."""
+    scores = []
+    for seen in ("", "flip,rotations", "scales=0.5"):
+        out = tmp_path / (seen or "plain")
+        main(
+            TinyRecipe,
+            ["evaluate", "--run", str(trained / "run"), "--views", seen, "--out", str(out)],
+        )
+        scores.append(json.loads((out / "scores.json").read_text())["confusion"])
+    assert scores[0] == scores[1] != scores[2]
