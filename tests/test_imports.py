@@ -47,6 +47,7 @@ LEAVES = {
     "segjax.inference": {
         "segjax.inference.predict": {"segjax.inference.tiles"},
         "segjax.inference.export": {"segjax.inference.predict"},
+        "segjax.inference.views": {"segjax.inference.tiles"},
     },
     "segjax.evaluation": {
         # The one pass counts for all scores; each of them still knows nothing of the others.

@@ -25,6 +25,7 @@ from segjax.evaluation import evaluator, report, visualise
 from segjax.evaluation.evaluator import Evaluation
 from segjax.inference import tiles
 from segjax.inference.predict import make_predict, make_tiled_predict
+from segjax.inference.views import compose, parse
 from segjax.training import sharding
 from segjax.training.train import Batch
 
@@ -43,6 +44,7 @@ def evaluate(
     checkpoint: Which = "best",
     tile: int | None = None,
     gaussian: bool = False,
+    views: str = "",
     out: Path | None = None,
 ) -> dict[str, float]:
     """Score a run on its held-out data; write scores, curves and pictures to its report folder.
@@ -56,6 +58,7 @@ def evaluate(
         checkpoint: Which checkpoint.
         tile: Compute by tiles of at most so many pixels a side, for pictures that are too large.
         gaussian: Where windows are averaged (SETR), let their weights fall towards the border.
+        views: Ways to see a picture, whose probabilities are averaged, as `predict` has them.
         out: Where to write; by default `report` in the run folder, of test `report/test`.
 
     Returns:
@@ -113,7 +116,7 @@ def evaluate(
             note=inspection.note,
         )
     share = evaluator.evaluate(
-        on_mesh, batches, num_classes=len(source.classes), inspect=inspection
+        compose(parse(views), on_mesh), batches, num_classes=len(source.classes), inspect=inspection
     )
     found = evaluator.joined(sharding.from_all_processes(share))
     seen = _joined(sharding.from_all_processes(inspection.seen))

@@ -87,7 +87,7 @@ def read_picture(
     """
     check_channels(channels, ranges)
     if ranges:
-        return _scaled(path, _samples(path, channels, page), ranges)
+        return scaled(path, _samples(path, channels, page), ranges)
     with _opened(path, page) as image:
         _check_depth(image, path, page)
         # straight from a palette to grey or RGB, a transparent one draws a warning
@@ -334,7 +334,7 @@ def shown(items: Iterable[str]) -> str:
 @contextmanager
 def _opened(path: File, page: int | None = None) -> Iterator[ImageFile.ImageFile]:
     """An open picture, not decoded yet; what Pillow raises then or now becomes a SegjaxError."""
-    with _told(path), Image.open(path) as image:
+    with decoding(path), Image.open(path) as image:
         if page is not None:
             image.seek(page)
         yield image
@@ -349,7 +349,7 @@ def _tiff(path: File, page: int | None) -> Iterator[Any]:
     """A page or the first series of a TIFF, not decoded yet."""
     import tifffile  # Pillow knows neither many channels nor several of 16 bits
 
-    with _told(path), tifffile.TiffFile(path) as file:
+    with decoding(path), tifffile.TiffFile(path) as file:
         yield file.series[0] if page is None else file.pages[page]
 
 
@@ -488,8 +488,12 @@ def _samples(path: File, channels: int, page: int | None) -> np.ndarray:
     return samples
 
 
-def _scaled(path: File, samples: np.ndarray, ranges: Ranges) -> np.ndarray:
-    """float32: what is low -> 0, what is high -> 255, all else between."""
+def scaled(path: File, samples: np.ndarray, ranges: Ranges) -> np.ndarray:
+    """Samples (H, W, C) as `read_picture` scales them: low -> 0, high -> 255; float32.
+
+    Raises:
+        SegjaxError: there are NaN or values outside of the ranges; names the file.
+    """
     least, greatest = samples.min((0, 1)), samples.max((0, 1))
     if np.isnan(least).any():
         raise Unusable(
@@ -510,8 +514,8 @@ def _scaled(path: File, samples: np.ndarray, ranges: Ranges) -> np.ndarray:
 
 
 @contextmanager
-def _told(path: File) -> Iterator[Any]:
-    """What a decoder raises for a bad file becomes a SegjaxError."""
+def decoding(path: File) -> Iterator[Any]:
+    """What a decoder raises for a bad file becomes a SegjaxError that tells what is wrong."""
     try:
         if isinstance(path, str | Path):
             _check_kind(path)

@@ -60,6 +60,27 @@ def make_predict(
     return predict
 
 
+def make_forward(
+    model: Network, *, normalise: Callable[[jax.Array], jax.Array]
+) -> Callable[[Mapping[str, Any], jax.Array], jax.Array]:
+    """The jitted network alone, for tiles: nothing is mirrored nor cropped.
+
+    Args:
+        model: a network of `segjax.models`.
+        normalise: what the network was trained with, uint8 -> float32.
+
+    Returns:
+        (variables, uint8 images (B, H, W, C) of a size that the network takes) -> float32 logits
+        (B, h, w, N), its margin off.
+    """
+
+    @jax.jit
+    def forward(variables: Mapping[str, Any], images: jax.Array) -> jax.Array:
+        return model.apply(variables, normalise(images), train=False).logits
+
+    return forward
+
+
 def make_tiled_predict(
     model: Network,
     *,
@@ -88,9 +109,7 @@ def make_tiled_predict(
         raises SegjaxError for other axes.
     """
 
-    @jax.jit
-    def forward(variables: Mapping[str, Any], images: jax.Array) -> jax.Array:
-        return model.apply(variables, normalise(images), train=False).logits
+    forward = make_forward(model, normalise=normalise)
 
     def predict(variables: Mapping[str, Any], images: Any) -> np.ndarray:
         images = np.asarray(images)
