@@ -37,7 +37,6 @@ from segjax.data.augment import Example
 from segjax.errors import SegjaxError
 from segjax.training import Observer, losses, optimizers, sharding
 
-Split = Literal["train", "val", "test"]
 Loss = Literal[
     "cross_entropy",
     "binary_cross_entropy",
@@ -50,8 +49,35 @@ Loss = Literal[
     "lovasz",
     "bce_dice",
 ]
+Split = Literal["train", "val", "test"]
 _LENGTHS = {"steps": 0, "epochs": None}  # of a training, and what each is without the other
 _COUNTS = ("batch_size", "workers", "evaluate_every", "log_every")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Published:
+    """A figure that a paper gives for what a recipe trains; `segjax report` shows it beside ours.
+
+    Args:
+        value: a fraction in 0–1, as our scores are.
+        metric: the score's name in report/scores.json: "mean_iou".
+        split: of which pictures.
+        source: where it stands: paper and table, or the authors' page.
+
+    Raises:
+        SegjaxError: the value is no fraction.
+    """
+
+    value: float
+    metric: str
+    split: str
+    source: str
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.value <= 1:
+            raise SegjaxError(
+                f"The published {self.metric} is {self.value}; expected a fraction in 0–1."
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,6 +87,8 @@ class Recipe(abc.ABC):
     splits: ClassVar[tuple[Split, ...]] = ("train", "val")
     """What `source` is asked for: train, val and, where the data has one, test. Val chooses the
     best checkpoint; that one's scores on test are the ones to report."""
+    published: ClassVar[tuple[Published, ...]] = ()
+    """Figures of the paper, no option: published = (Published(value=0.627, …),)."""
 
     steps: int = 0
     """Training steps; 0 where epochs say it."""
@@ -115,6 +143,11 @@ class Recipe(abc.ABC):
         for name, least in {"seed": 0}.items() | dict.fromkeys(_COUNTS, 1).items():
             if (value := getattr(self, name)) < least:
                 raise SegjaxError(f"{name} is {value}; expected at least {least}.")
+        if not self.losses or not set(self.losses) <= set(get_args(Loss)):
+            raise SegjaxError(
+                f"losses is {self.losses!r}; expected a tuple of at least one of "
+                f"{', '.join(get_args(Loss))}."
+            )
         for name, fits, expected in (
             ("epochs", lambda x: 0 < x < math.inf, "a number above 0"),
             ("weight_decay", lambda x: 0 <= x < math.inf, "a number of at least 0"),
@@ -125,11 +158,6 @@ class Recipe(abc.ABC):
             value = getattr(self, name)
             if value is not None and not fits(value):
                 raise SegjaxError(f"{name} is {value}; expected {expected}.")
-        if not self.losses or not set(self.losses) <= set(get_args(Loss)):
-            raise SegjaxError(
-                f"losses is {self.losses!r}; expected a tuple of at least one of "
-                f"{', '.join(get_args(Loss))}."
-            )
 
     def _choose_length(self) -> None:
         """Keep steps or epochs: what is given outright or, where neither is, the class's own."""

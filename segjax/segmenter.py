@@ -1,29 +1,41 @@
 """A trained network in use: from pictures of any size to labels and probabilities."""
 
-from collections.abc import Callable, Mapping, Sequence
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import jax
 import numpy as np
 
 from segjax.data.pictures import Ranges, read_picture
+from segjax.data.rows import open_rows, size_of
 from segjax.errors import SegjaxError
 from segjax.inference import memory, tiles
 from segjax.inference.predict import (
+    Predict,
     labels_of,
+    make_forward,
     make_predict,
     make_tiled_predict,
     probabilities_of,
     warn_of_fractions,
 )
+from segjax.inference.views import compose
 from segjax.training import sharding
 
+_INEXACT = (
+    "nearly the logits of the whole picture, for each tile is seen by itself in sizes, windows or "
+    "networks whose pixels do not meet those of the whole"
+)
+_LARGE = 2**26  # pixels, 8192×8192, that are held at once; larger pictures go strip by strip
 _TILE = 1024  # where a picture has to be computed by tiles, and no size is given
 
 Picture = str | Path | np.ndarray | jax.Array
+View = Callable[[Predict], Predict]
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -73,6 +85,7 @@ class Segmenter:
         *,
         tile: int | None = None,
         gaussian: bool = False,
+        views: Sequence[View] = (),
     ) -> Any:
         """The label of each pixel.
 
@@ -80,8 +93,9 @@ class Segmenter:
             pictures: one, as a file or an array (H, W, C) of uint8 (float32 with `ranges`); a batch
                 (B, H, W, C); or a list of files and arrays, whose sizes may differ.
             tile: compute by tiles of at most so many pixels a side; by default only where the
-                memory does not hold the whole.
+                memory does not hold the whole. What the host does not hold goes by `strips`.
             gaussian: where windows are averaged (SETR), let their weights fall towards the border.
+            views: ways to see a picture, of `segjax.inference.views`, the outermost first.
 
         Returns:
             uint8 (H, W), class indices; (B, H, W) of a batch; a list of (H, W) of a list.
@@ -90,11 +104,24 @@ class Segmenter:
             SegjaxError: a file cannot be read, or an array is no picture of this network's.
         """
 
-        def label(images: Any) -> np.ndarray:
-            logits = self.logits(images, tile=tile, gaussian=gaussian)
-            return np.asarray(labels_of(logits, threshold=self.threshold), np.uint8)
+        ways: Any = {"tile": tile, "gaussian": gaussian, "views": views}
 
-        return self._each(pictures, label)
+        def by_strips(read: Callable[[int, int], np.ndarray], size: tuple[int, int]) -> np.ndarray:
+            return np.concatenate([strip for _, strip in self.strips(read, size, **ways)])
+
+        def label(images: Any) -> np.ndarray:
+            size = images.shape[1:3]
+            if self.holds(size, views=views):
+                return self.labels_of(self.logits(images, **ways))
+            return np.stack([by_strips(partial(_rows, image), size) for image in images])
+
+        def label_file(path: Path) -> np.ndarray:
+            if self.holds(size_of(path, self.channels, self.ranges), views=views):
+                return label(self.read(path)[None])[0]
+            with open_rows(path, self.channels, self.ranges) as rows:
+                return by_strips(rows.read, rows.size)
+
+        return self._each(pictures, label, label_file)
 
     def probabilities(
         self,
@@ -102,6 +129,7 @@ class Segmenter:
         *,
         tile: int | None = None,
         gaussian: bool = False,
+        views: Sequence[View] = (),
     ) -> Any:
         """The probability of each class: float32 (H, W, N), (B, H, W, N) or a list of (H, W, N).
 
@@ -109,24 +137,94 @@ class Segmenter:
         """
 
         def probable(images: Any) -> np.ndarray:
-            return np.asarray(probabilities_of(self.logits(images, tile=tile, gaussian=gaussian)))
+            logits = self.logits(images, tile=tile, gaussian=gaussian, views=views)
+            return np.asarray(probabilities_of(logits))
 
         return self._each(pictures, probable)
 
-    def logits(self, images: Any, *, tile: int | None = None, gaussian: bool = False) -> Any:
+    def logits(
+        self,
+        images: Any,
+        *,
+        tile: int | None = None,
+        gaussian: bool = False,
+        views: Sequence[View] = (),
+    ) -> Any:
         """The network's own scores, float32 (B, H, W, N), of a batch (B, H, W, C): a `Predict`.
 
-        On the device where they were computed at once, on the host where by tiles.
+        Of views, what they make of them. On the device where they were computed at once, on the
+        host where by tiles.
         """
-        if not tile:
-            compiled = self._compiled(images.shape, images.dtype)
-            try:
-                if compiled and memory.fits(compiled):
-                    return compiled(self._on_device, images)
-            except jax.errors.JaxRuntimeError as error:
-                if not memory.exhausted(error):
-                    raise
-        return self._by_tiles(tile or self._side, gaussian)(self._on_device, images)
+        predict = partial(self._logits, tile=tile, gaussian=gaussian)
+        if not views:
+            return predict(images)
+        # Completed before it is turned, so that all views meet the same pixels at its borders, and
+        # the same as tiles do.
+        height, width = images.shape[1:3]
+        beyond = [(0, self._complete(side) - side) for side in (height, width)]
+        xp = images.__array_namespace__()
+        completed = xp.pad(images, ((0, 0), *beyond, (0, 0)), mode="reflect")
+        return compose(views, predict)(completed)[:, :height, :width]
+
+    def strips(
+        self,
+        read: Callable[[int, int], np.ndarray],
+        size: tuple[int, int],
+        *,
+        of: Callable[[Any], Any] | None = None,
+        tile: int | None = None,
+        gaussian: bool = False,
+        views: Sequence[View] = (),
+        start: int = 0,
+    ) -> Iterator[tuple[int, np.ndarray]]:
+        """The labels of a picture of any size, a strip of rows after the other.
+
+        The host holds the rows under one row of tiles, never the picture.
+
+        Args:
+            read: (first, last) -> these rows of the picture, (last - first, W, C), as `read` gives
+                pictures.
+            size: height and width of the picture.
+            of: logits (…, N) -> what is given of each pixel; by default its label, uint8.
+            tile: greatest side of a tile; by default 1024, or `window` where those are averaged.
+            gaussian: where windows are averaged (SETR), let their weights fall towards the border.
+            views: ways to see each tile. Flips and rotations give what they give of the whole
+                picture; of others, `plan_strips` tells.
+            start: the first row that is wanted.
+
+        Yields:
+            The first row of a strip, and what is given of it, (rows, W, …): `start` to the end.
+
+        Raises:
+            SegjaxError: as `plan_strips`, or what `read` raises.
+        """
+        plan = self.plan_strips(size, tile=tile, views=views)
+        put = partial(sharding.put, mesh=sharding.make_mesh(jax.local_devices()))
+        if views:
+            forward = compose(views, lambda images: self._whole(self._on_device, put(images)))
+        else:
+            forward = lambda images: self._forward(self._on_device, put(images))  # noqa: E731
+        for first, strip in tiles.strips(
+            forward,
+            lambda first, last: read(first, last)[None],
+            plan,
+            batch_size=jax.local_device_count(),
+            of=of or self.labels_of,
+            gaussian=gaussian,
+            start=start,
+        ):
+            yield first, strip[0]
+
+    def labels_of(self, logits: Any) -> np.ndarray:
+        """The class of each pixel of logits (…, N) of this network: uint8 (…)."""
+        return np.asarray(labels_of(logits, threshold=self.threshold).astype(np.uint8))
+
+    def holds(self, size: tuple[int, int], *, views: Sequence[View] = ()) -> bool:
+        """Whether the host holds a picture of a size with its logits: at most 67 megapixels."""
+        logits = self.model.num_classes * (2 if views else 1)
+        bytes_each = 4 * self.channels + 4 * logits + 8  # float32, and int64 of their argmax
+        pixels = math.prod(size)
+        return pixels <= _LARGE and pixels * bytes_each <= memory.left_on_host()
 
     def plan(self, size: tuple[int, int], *, tile: int | None = None) -> tiles.Plan | None:
         """The tiles by which a picture of a size would be computed; None where at once.
@@ -141,13 +239,42 @@ class Segmenter:
                 return None
         return tiles.plan(self.model, size, tile or self._side)
 
+    def plan_strips(
+        self, size: tuple[int, int], *, tile: int | None = None, views: Sequence[View] = ()
+    ) -> tiles.Plan:
+        """The tiles of `strips`, with a margin for what the views see.
+
+        Raises:
+            SegjaxError: `tile` is too small, or a view is no `segjax.inference.views.View`.
+        """
+        geometry = self.model.geometry
+        if views:  # which are given whole tiles, as `_whole` takes them
+            least = geometry.minimum - 2 * max(geometry.margin, 0)
+            least += -(-max(1 - least, 0) // geometry.step) * geometry.step
+            geometry = geometry._replace(minimum=least, margin=0)
+        view: Any
+        exact = True
+        for view in reversed(views):
+            if not hasattr(view, "around"):
+                raise SegjaxError(
+                    f"The view {view!r} does not tell how far it sees, so it cannot see a picture "
+                    "tile by tile. Use views of segjax.inference.views, or give it `around` and "
+                    "`exact` as its View has them."
+                )
+            geometry, exact = view.around(geometry), exact and view.exact
+        plan = tiles.plan(SimpleNamespace(geometry=geometry), size, tile or self._side)
+        return plan._replace(inexact=_INEXACT) if plan.exact and not exact else plan
+
     def read(self, picture: Picture, page: int | None = None) -> np.ndarray:
-        """A picture (H, W, C) as the network takes it: a file's, or an array that is one.
+        """A picture (H, W, C) as the network takes it: a file's, also `.npy`, or an array.
 
         Raises:
             SegjaxError: it cannot be read, or has other axes or channels.
         """
         if isinstance(picture, str | Path):
+            if Path(picture).suffix == ".npy":
+                with open_rows(Path(picture), self.channels, self.ranges) as rows:
+                    return rows.read(0, rows.size[0])
             return read_picture(Path(picture), self.channels, self.ranges, page)
         image = np.asarray(picture)
         if image.ndim == 2 and self.channels == 1:
@@ -165,13 +292,40 @@ class Segmenter:
             "was trained on them."
         )
 
-    def _each(self, pictures: Any, of: Callable[[Any], Any]) -> Any:
+    def _each(
+        self,
+        pictures: Any,
+        of: Callable[[Any], Any],
+        of_file: Callable[[Path], Any] | None = None,
+    ) -> Any:
         """What a function of a batch gives for pictures in any form that `predict` takes."""
+
+        def one(picture: Picture) -> Any:
+            if of_file and isinstance(picture, str | Path):
+                return of_file(Path(picture))
+            return of(self.read(picture)[None])[0]
+
         if isinstance(pictures, list | tuple):
-            return [of(self.read(picture)[None])[0] for picture in pictures]
+            return [one(picture) for picture in pictures]
         if not isinstance(pictures, str | Path) and np.ndim(pictures) == 4:
             return of(np.stack([self.read(picture) for picture in pictures]))
-        return of(self.read(pictures)[None])[0]
+        return one(pictures)
+
+    def _logits(self, images: Any, *, tile: int | None, gaussian: bool) -> Any:
+        if not tile:
+            compiled = self._compiled(images.shape, images.dtype)
+            try:
+                if compiled and memory.fits(compiled):
+                    return compiled(self._on_device, images)
+            except jax.errors.JaxRuntimeError as error:
+                if not memory.exhausted(error):
+                    raise
+        return self._by_tiles(tile or self._side, gaussian)(self._on_device, images)
+
+    def _complete(self, side: int) -> int:
+        """The next side from which the network takes every pixel, and gives one for each."""
+        geometry = self.model.geometry
+        return geometry.fit(side) - 2 * max(geometry.margin, 0)
 
     @property
     def _side(self) -> int:
@@ -186,11 +340,17 @@ class Segmenter:
         return make_predict(self.model, normalise=self.normalise)
 
     @cached_property
+    def _forward(self) -> Any:
+        return make_forward(self.model, normalise=self.normalise)
+
+    @cached_property
     def _programs(self) -> dict[Any, Any]:
         return {}
 
     def _compiled(self, shape: tuple[int, ...], dtype: np.dtype) -> Any:
         """The program for pictures of a shape; None where even compiling takes too much memory."""
+        if 4 * math.prod(shape) > memory.left():  # hopeless, and compiling it takes long
+            return None
         if (shape, dtype) not in self._programs:
             images = jax.ShapeDtypeStruct(shape, dtype)
             try:
@@ -214,3 +374,7 @@ class Segmenter:
                 put=put,
             )
         return self._programs[tile, gaussian]
+
+
+def _rows(image: np.ndarray, first: int, last: int) -> np.ndarray:
+    return image[first:last]

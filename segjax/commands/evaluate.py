@@ -2,7 +2,9 @@
 
 import json
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -19,14 +21,17 @@ from segjax.data import pipeline
 from segjax.data.audit import evenly
 from segjax.data.weight_map import components
 from segjax.errors import SegjaxError
-from segjax.evaluation import metrics, report, visualise
+from segjax.evaluation import evaluator, report, visualise
+from segjax.evaluation.evaluator import Evaluation
 from segjax.inference import tiles
-from segjax.inference.predict import Predict, make_predict, make_tiled_predict, predict_label
+from segjax.inference.predict import make_predict, make_tiled_predict
+from segjax.inference.views import compose, parse
 from segjax.training import sharding
 from segjax.training.train import Batch
 
 Labels = Callable[[np.ndarray], np.ndarray]  # picture (H, W, C) -> label (H, W)
 SHEET_ROWS = 6  # pictures on a preview sheet
+WORST = 5  # pictures that scores.md names
 
 
 @tyro.conf.configure(tyro.conf.PositionalRequiredArgs)
@@ -39,6 +44,7 @@ def evaluate(
     checkpoint: Which = "best",
     tile: int | None = None,
     gaussian: bool = False,
+    views: str = "",
     out: Path | None = None,
 ) -> dict[str, float]:
     """Score a run on its held-out data; write scores, curves and pictures to its report folder.
@@ -52,6 +58,7 @@ def evaluate(
         checkpoint: Which checkpoint.
         tile: Compute by tiles of at most so many pixels a side, for pictures that are too large.
         gaussian: Where windows are averaged (SETR), let their weights fall towards the border.
+        views: Ways to see a picture, whose probabilities are averaged, as `predict` has them.
         out: Where to write; by default `report` in the run folder, of test `report/test`.
 
     Returns:
@@ -85,10 +92,20 @@ def evaluate(
     else:
         predict = make_predict(trained.model, normalise=trained.normalise)
     on_mesh = partial(predict, jax.device_put(trained.variables, sharding.replicated(mesh)))
+    inspection = _Inspection(source, evenly(len(source), SHEET_ROWS))
+    processes = jax.process_count()
     if tile:
         for canvas in canvases:
             print(tiles.plan(trained.model, canvas, tile))
-        confusion = confusion_by_tiles(on_mesh, source, canvases=canvases)
+        # Each process computes its share by itself, a picture at a time.
+        batches: Iterator[Any] = pipeline.evaluation_batches(
+            source,
+            batch_size=processes,
+            canvases=canvases,
+            process=jax.process_index(),
+            processes=processes,
+            note=inspection.note,
+        )
     else:
         batches = batches_on_mesh(
             source,
@@ -96,15 +113,23 @@ def evaluate(
             batch_size=batch_size,
             canvases=canvases,
             workers=stored.fields["workers"],
+            note=inspection.note,
         )
-        confusion = metrics.evaluate(on_mesh, batches, num_classes=len(source.classes))
+    share = evaluator.evaluate(
+        compose(parse(views), on_mesh), batches, num_classes=len(source.classes), inspect=inspection
+    )
+    found = evaluator.joined(sharding.from_all_processes(share))
+    seen = _joined(sharding.from_all_processes(inspection.seen))
     if jax.process_index() == 0:
-        # Alone, without the other processes of a cluster.
-        alone = on_mesh if tile else partial(predict, jax.device_put(trained.variables))
+        rate = processes * inspection.rate(1 if tile else batch_size // processes)
+        devices = mesh.size * processes if tile else mesh.size
+        throughput = {
+            "pictures_per_second": rate,
+            "device": f"{devices} × {mesh.devices.flat[0].device_kind}",
+        }
         where = out or run / ("report" if split == "val" else f"report/{split}")
-        label_of = partial(predict_label, alone)
-        _write_report(stored, where, split, source, label_of, step, confusion)
-    return metrics.summary(confusion)
+        _write_report(stored, where, split, source, step, found, seen, throughput)
+    return found.scores()
 
 
 def batches_on_mesh(
@@ -114,8 +139,9 @@ def batches_on_mesh(
     batch_size: int,
     canvases: Sequence[tuple[int, int]],
     workers: int,
+    note: Callable[[int, dict[str, Any]], None] | None = None,
 ) -> Iterator[Batch]:
-    """All of a source once, for `metrics.evaluate`, each process reading its share."""
+    """All of a source once, for `evaluator.evaluate`, each process reading its share."""
     batches = pipeline.evaluation_batches(
         source,
         batch_size=batch_size,
@@ -123,23 +149,66 @@ def batches_on_mesh(
         threads=workers,
         process=jax.process_index(),
         processes=jax.process_count(),
+        note=note,
     )
     return sharding.prefetch(batches, mesh)
 
 
-def confusion_by_tiles(
-    predict: Predict, source: pipeline.Source, *, canvases: Sequence[tuple[int, int]]
-) -> np.ndarray:
-    """The confusion matrix of a source, each process computing its share by itself."""
-    batches = pipeline.evaluation_batches(
-        source,
-        batch_size=jax.process_count(),
-        canvases=canvases,
-        process=jax.process_index(),
-        processes=jax.process_count(),
+@dataclass
+class _Seen:
+    """What the report needs of the pictures beside their counts, by their number in the source."""
+
+    ids: dict[int, str] = field(default_factory=dict)
+    labels: dict[int, np.ndarray] = field(default_factory=dict)  # as predicted, of a few
+
+
+class _Inspection:
+    """What the pass counts of each picture on the host, given what was noted when it was read."""
+
+    def __init__(self, source: pipeline.Source, kept: Iterable[int]) -> None:
+        self.seen = _Seen()
+        self._num_classes, self._kept = len(source.classes), frozenset(kept)
+        self._noted: dict[int, dict[str, Any]] = {}
+        self._done: list[float] = []
+
+    def note(self, record: int, example: dict[str, Any]) -> None:
+        """Keep what no batch holds, until the picture's turn."""
+        names = {"id", "label", "instances"} & example.keys()
+        self._noted[record] = {name: example[name] for name in names}
+
+    def __call__(self, record: int, predicted: np.ndarray) -> dict[str, np.ndarray]:
+        example = self._noted.pop(record)
+        truth = example["label"]
+        predicted = predicted[: truth.shape[0], : truth.shape[1]]
+        self.seen.ids[record] = example["id"]
+        if record in self._kept:
+            self.seen.labels[record] = predicted
+        self._done.append(time.perf_counter())
+        return _inspected(example, predicted, self._num_classes)
+
+    def rate(self, first: int) -> float:
+        """Pictures per second after the first few, whose batch was compiled; NaN without more."""
+        later = self._done[first - 1 :]
+        return (len(later) - 1) / (later[-1] - later[0]) if len(later) > 1 else math.nan
+
+
+def _joined(parts: Iterable[_Seen]) -> _Seen:
+    """What all processes have seen."""
+    together = _Seen()
+    for part in parts:
+        together.ids |= part.ids
+        together.labels |= part.labels
+    return together
+
+
+def _inspected(
+    example: Mapping[str, Any], predicted: np.ndarray, num_classes: int
+) -> dict[str, np.ndarray]:
+    """Contours and, where the source numbers them, objects: the prediction's connected parts."""
+    numbered = (example["instances"], components(predicted)) if "instances" in example else None
+    return evaluator.contours_and_objects(
+        example["label"], predicted, num_classes=num_classes, numbered=numbered
     )
-    share = metrics.evaluate(predict, batches, num_classes=len(source.classes))
-    return sharding.sum_processes(share)
 
 
 def _write_report(
@@ -147,46 +216,68 @@ def _write_report(
     where: Path,
     split: HeldOut,
     source: pipeline.Source,
-    label_of: Labels,
     step: int,
-    confusion: np.ndarray,
+    found: Evaluation,
+    seen: _Seen,
+    throughput: Mapping[str, Any],
 ) -> None:
     """Print the scores; write them, the curves, a preview sheet and overlays to `where`."""
     classes, palette = source.classes, source.palette
     (where / "overlays").mkdir(parents=True, exist_ok=True)
-    overall = metrics.summary(confusion) | _object_scores(source, label_of)
-    per_class = metrics.per_class(confusion)
     baselines = _baselines(run)
-    others = {name: _scores(source, method) for name, method in baselines.items()}
+    evaluations = {name: _evaluation(source, method) for name, method in baselines.items()}
+    others = {name: evaluation.scores() for name, evaluation in evaluations.items()}
+    overall, intervals, per_class = found.scores(), found.intervals(), found.per_class()
     console = rich.get_console()
-    for table in report.score_tables(classes, per_class, overall, others, width=console.width):
+    tables = report.score_tables(
+        classes, per_class, overall, others, intervals, width=console.width
+    )
+    for table in tables:
         console.print(table)
-    write_whole(where / "scores.md", report.scores_markdown(classes, per_class, overall, others))
-    scores: dict[str, Any] = {"step": step, "split": split, **_finite(overall)}
-    scores |= {"classes": classes, "confusion": confusion.tolist()}
+    pictures = [{"id": seen.ids[i]} | of for i, of in enumerate(found.pictures())]
+    told = report.scores_markdown(classes, per_class, overall, others, intervals)
+    worst = report.worst_first(pictures)
+    told += "\n" + report.pictures_markdown(worst[:WORST])
+    write_whole(where / "scores.md", told.rstrip("\n"))
+    write_whole(where / "pictures.csv", report.pictures_csv(worst).rstrip("\n"))
+    scores = {
+        "step": step,
+        "split": split,
+        **overall,
+        "classes": classes,
+        "palette": palette,
+        "confusion": found.confusion,
+        "per_class": per_class,
+        "intervals": intervals,
+        "pictures": pictures,
+        "calibration": found.reliability(),
+        "throughput": throughput,
+    }
+    if (of_objects := found.objects()) is not None:
+        scores["objects"] = of_objects
     if others:
-        scores["others"] = {name: _finite(values) for name, values in others.items()}
-    write_whole(where / "scores.json", json.dumps(scores, ensure_ascii=False))
-    if told := report.read_metrics(run.folder / "metrics.jsonl"):
-        name = run.folder.resolve().name
-        title = name if name == run.recipe else f"{name} ({run.recipe})"
-        report.plot_curves(told, where / "curves.png", title=title)
+        scores["others"] = others
+    write_whole(where / "scores.json", json.dumps(_plain(scores), ensure_ascii=False))
+    name = run.folder.resolve().name
+    title = name if name == run.recipe else f"{name} ({run.recipe})"
+    report.plot_reliability(found.reliability(), where / "reliability.png", title=title)
+    if lines := report.read_metrics(run.folder / "metrics.jsonl"):
+        report.plot_curves(lines, where / "curves.png", title=title)
 
     rows = []
-    for i in evenly(len(source), SHEET_ROWS):
+    for i, label in sorted(seen.labels.items()):
         example = source[i]
-        image, label = example["image"], label_of(example["image"])
-        methods = {name: method(image) for name, method in baselines.items()}
-        caption = _caption(example, label, methods, classes)
-        rows.append(visualise.Row(image, example["label"], label, caption))
-        overlay = visualise.overlay(image, label, palette)
+        caption = _caption(i, example["id"], found, evaluations)
+        rows.append(visualise.Row(example["image"], example["label"], label, caption))
+        overlay = visualise.overlay(example["image"], label, palette)
         with_legend = visualise.with_legend(overlay, label, classes, palette)
         with_legend.save(where / f"overlays/{example['id']}.png")
     visualise.preview_sheet(rows, classes, palette).save(where / "preview.png", optimize=True)
-    pictures = "1 picture" if len(source) == 1 else f"{len(source)} pictures"
+    number = "1 picture" if len(source) == 1 else f"{len(source)} pictures"
     print(
-        f"Checkpoint of step {step}, {pictures} of {split}. Look at {where / 'preview.png'}, "
-        "and beside it curves.png, overlays/, scores.md and scores.json."
+        f"Checkpoint of step {step}, {number} of {split}. Look at {where / 'preview.png'}, and "
+        "beside it curves.png, reliability.png, overlays/, scores.md, scores.json, and "
+        "pictures.csv, the worst first."
     )
 
 
@@ -198,64 +289,46 @@ def _baselines(run: Run) -> dict[str, Labels]:
     return {type(baseline).__name__: baseline}
 
 
-def _caption(
-    example: Mapping[str, Any],
-    label: np.ndarray,
-    others: Mapping[str, np.ndarray],
-    classes: Sequence[str],
-) -> str:
+def _evaluation(source: pipeline.Source, label_of: Labels) -> Evaluation:
+    """The evaluation of a method that labels one picture at a time."""
+    num_classes = len(source.classes)
+
+    def labelled() -> Iterator[tuple[np.ndarray, np.ndarray, Mapping[str, np.ndarray]]]:
+        for i in range(len(source)):
+            example = source[i]
+            label = label_of(example["image"])
+            yield example["label"], label, _inspected(example, label, num_classes)
+
+    return evaluator.of_labels(labelled(), num_classes=num_classes)
+
+
+def _caption(i: int, name: str, found: Evaluation, others: Mapping[str, Evaluation]) -> str:
     """A picture's name, its IoU and, where the source numbers objects, how many were found."""
 
-    def beside(what: Callable[[np.ndarray], str]) -> str:
-        told = ", ".join(f"{name} {what(other)}" for name, other in others.items())
+    def beside(what: Callable[[Evaluation], str]) -> str:
+        told = ", ".join(f"{method} {what(other)}" for method, other in others.items())
         return f" ({told})" if told else ""
 
-    def iou(label: np.ndarray) -> str:
-        value = metrics.mean_iou_of_present(_confusion(example["label"], label, len(classes)))
+    def iou(evaluation: Evaluation) -> str:
+        value = evaluation.pictures()[i]["mean_iou"]
         return "–" if math.isnan(value) else f"{value:.3f}"
 
-    def count(label: np.ndarray) -> str:
-        return str(components(label).max())
+    def count(evaluation: Evaluation) -> str:
+        return str(evaluation.rows["objects"][i, -1])
 
-    parts = [example["id"], f"IoU {iou(label)}{beside(iou)}"]
-    if "instances" in example:
-        true = np.count_nonzero(np.unique(example["instances"]))
-        parts.append(f"objects: {true} true, {count(label)} predicted{beside(count)}")
+    parts = [name, f"IoU {iou(found)}{beside(iou)}"]
+    if "objects" in found.rows:
+        true = found.rows["objects"][i, -2]
+        parts.append(f"objects: {true} true, {count(found)} predicted{beside(count)}")
     return "    ".join(parts)
 
 
-def _scores(source: pipeline.Source, label_of: Labels) -> dict[str, float]:
-    """The overall scores of a method that labels one picture at a time, in one pass."""
-    confusion, objects = np.zeros((len(source.classes),) * 2, np.int64), np.zeros(3, np.int64)
-    for i in range(len(source)):
-        example = source[i]
-        label = label_of(example["image"])
-        confusion += _confusion(example["label"], label, len(source.classes))
-        if numbered := "instances" in example:
-            objects += _count_objects(example, label)
-    return metrics.summary(confusion) | (metrics.object_scores(objects) if numbered else {})
-
-
-def _confusion(truth: np.ndarray, label: np.ndarray, num_classes: int) -> np.ndarray:
-    counts = metrics.confusion_matrix(truth[None], label[None], num_classes=num_classes)
-    return np.asarray(counts, np.int64)
-
-
-def _object_scores(source: pipeline.Source, label_of: Labels) -> dict[str, float]:
-    """Scores of objects where the source numbers them; the prediction's are its connected parts."""
-    if "instances" not in source[0]:
-        return {}
-    counts = np.zeros(3, np.int64)
-    for i in range(len(source)):
-        example = source[i]
-        counts += _count_objects(example, label_of(example["image"]))
-    return metrics.object_scores(counts)
-
-
-def _count_objects(example: Mapping[str, Any], label: np.ndarray) -> np.ndarray:
-    return metrics.count_objects(example["instances"], components(label))
-
-
-def _finite(scores: Mapping[str, float]) -> dict[str, float | None]:
-    """JSON has no NaN."""
-    return {name: None if math.isnan(value) else value for name, value in scores.items()}
+def _plain(value: Any) -> Any:
+    """What JSON can hold: lists for arrays, and null for NaN, which it has not."""
+    if isinstance(value, Mapping):
+        return {name: _plain(one) for name, one in value.items()}
+    if isinstance(value, np.ndarray):
+        value = value.tolist()
+    if isinstance(value, list | tuple):
+        return [_plain(one) for one in value]
+    return None if isinstance(value, float) and math.isnan(value) else value

@@ -1,20 +1,32 @@
 """The verb that labels pictures by a run."""
 
 import glob
-from collections.abc import Callable, Iterable
-from contextlib import suppress
+import warnings
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import numpy as np
 import tyro
 from PIL import Image
 
+from segjax.commands.strips import fingerprint, label_by_strips, told
 from segjax.commands.trained import Which, load
-from segjax.data.pictures import Ranges, count_pages, shown
+from segjax.data.pictures import shown
+from segjax.data.rows import (
+    cloud_optimised,
+    georeference,
+    open_rows,
+    pages_of,
+    size_of,
+    write_tiff,
+)
 from segjax.errors import SegjaxError
 from segjax.evaluation import visualise
-from segjax.inference import memory
+from segjax.inference.predict import probabilities_of
+from segjax.inference.views import With, parse
 from segjax.segmenter import Segmenter
 
 
@@ -26,6 +38,17 @@ class _Picture(NamedTuple):
     name: str
 
 
+class _Ways(NamedTuple):
+    """How pictures are computed, and what is written of them."""
+
+    tile: int | None
+    gaussian: bool
+    views: Sequence[Any]
+    probabilities: bool
+    cog: bool
+    identity: dict[str, Any]  # of network and views, for going on after an interruption
+
+
 @tyro.conf.configure(tyro.conf.PositionalRequiredArgs)
 def predict(
     run: Path,
@@ -35,8 +58,15 @@ def predict(
     checkpoint: Which = "best",
     tile: int | None = None,
     gaussian: bool = False,
+    views: str = "",
+    with_: Annotated[tuple[Path, ...], tyro.conf.arg(name="with")] = (),
+    probabilities: bool = False,
+    cog: bool = False,
 ) -> None:
-    """Write label PNGs and overlays of pictures of any size.
+    """Write labels and overlays of pictures of any size, larger than memory too.
+
+    A label is a palette PNG; of a picture with a georeference, or of more than 67 million pixels, a
+    tiled TIFF. Interrupted, the same command goes on with such a large picture where it was.
 
     Args:
         run: The run folder.
@@ -47,6 +77,11 @@ def predict(
         tile: Compute by tiles of at most so many pixels a side; by default only pictures that are
             too large for the memory.
         gaussian: Where windows are averaged (SETR), let their weights fall towards the border.
+        views: Ways to see a picture, whose probabilities are averaged: flip, rotations,
+            scales=0.5:1.75 (in steps of 0.25), slide=480 (windows); such as flip,scales=0.5:1.75.
+        with_: Further runs of the same classes: an ensemble, whose probabilities are averaged.
+        probabilities: Write them too, a TIFF of a band per class, 0–255 for 0–1.
+        cog: Make the TIFFs Cloud-Optimised GeoTIFFs; needs rasterio, segjax[geo].
 
     Raises:
         SegjaxError: pictures that cannot be read, after all others are done.
@@ -56,27 +91,33 @@ def predict(
             f"{runs[0]}: a run folder, where pictures are expected. The run comes first, then the "
             f"pictures: {runs[0]} {run}"
         )
+    seen = parse(views)
     trained = load(run, checkpoint)
-    classes, palette = trained.classes, trained.palette
+    others = [load(other, checkpoint) for other in with_]
+    identity = {"networks": [fingerprint(one) for one in (trained, *others)], "views": views}
+    ways = _Ways(
+        tile=tile,
+        gaussian=gaussian,
+        views=(*_beside(trained, others, with_, tile, gaussian), *seen),
+        probabilities=probabilities,
+        cog=cog,
+        identity={**identity, "gaussian": gaussian},
+    )
     out = out or run / "predictions"
-    pictures, unread = _pictures(_files(images), trained.read, trained.ranges)
-    _check_names(pictures, out)
+    with _any_size():
+        pictures, unread = _pictures(_files(images), trained)
+    _check_names(pictures, out, probabilities=probabilities)
     total = len(pictures) + len(unread)
-    for path, page, name in pictures:
+    for picture in pictures:
         try:
-            image = trained.read(path, page)
-            labels = _label(trained, path, image, tile=tile, gaussian=gaussian)
-            overlay = visualise.overlay(image, labels, palette)
-            out.mkdir(parents=True, exist_ok=True)
-            visualise.save_mask(out / f"{name}.png", labels, palette)
-            laid = visualise.with_legend(overlay, labels, classes, palette)
-            laid.save(out / f"{name}_overlay.png")
+            with _any_size():
+                written = _label(trained, picture, out, ways)
         except SegjaxError as error:
             unread.append(str(error))
         except OSError as error:  # a name that is too long there, a full disk
-            unread.append(f"{out / name}.png: cannot be written: {error.strerror or error}.")
+            unread.append(f"{out / picture.name}: cannot be written: {error.strerror or error}.")
         else:
-            print(f"{out / name}.png  {name}_overlay.png")
+            print(written[0], *(file.name for file in written[1:]), sep="  ")
     if unread:
         done = total - len(unread)
         if total > 1:
@@ -86,6 +127,36 @@ def predict(
                 else f"None of the {total} is done."
             )
         raise SegjaxError("\n".join(unread))
+
+
+@contextmanager
+def _any_size() -> Iterator[None]:
+    """Without Pillow's warning of many pixels; of twice as many it makes an error."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+        yield
+
+
+def _beside(
+    trained: Segmenter,
+    others: Sequence[Segmenter],
+    runs: Sequence[Path],
+    tile: int | None,
+    gaussian: bool,
+) -> list[Any]:
+    """The view of an ensemble, outermost; none without others."""
+    for run, other in zip(runs, others, strict=True):
+        for name in ("classes", "channels", "ranges"):
+            mine, its = getattr(trained, name), getattr(other, name)
+            if mine != its:
+                raise SegjaxError(
+                    f"{run}: has the {name} {its}, expected {mine} as of the first run: only runs "
+                    "of the same classes and pictures can be averaged."
+                )
+    if not others:
+        return []
+    predicts = [partial(other.logits, tile=tile, gaussian=gaussian) for other in others]
+    return [With(predicts, [one.model.geometry for one in (trained, *others)])]
 
 
 def _files(images: Iterable[Path]) -> list[Path]:
@@ -105,7 +176,7 @@ def _files(images: Iterable[Path]) -> list[Path]:
 
 def _in_folder(folder: Path) -> list[Path]:
     """The pictures in a folder, by their suffix as of `Folder`; what else lies there is told."""
-    suffixes = Image.registered_extensions()
+    suffixes = {*Image.registered_extensions(), ".npy"}
     held = sorted(path for path in folder.iterdir() if not path.name.startswith("."))
     files = [path for path in held if path.suffix.lower() in suffixes and not path.is_dir()]
     if not files:
@@ -118,44 +189,39 @@ def _in_folder(folder: Path) -> list[Path]:
     return files
 
 
-def _pictures(
-    files: Iterable[Path], read: Callable[..., np.ndarray], ranges: Ranges
-) -> tuple[list[_Picture], list[str]]:
+def _pictures(files: Iterable[Path], trained: Segmenter) -> tuple[list[_Picture], list[str]]:
     """Each picture in the files, and what is wrong with files that cannot be opened."""
     pictures, unread = [], []
     for path in files:
         try:
-            pages = _pages(path, read, ranges)
+            pages = _pages(path, trained)
         except SegjaxError as error:
             unread.append(str(error))
             continue
-        if pages == 1:
-            pictures.append(_Picture(path, None, path.stem))
+        if len(pages) == 1:
+            pictures.append(_Picture(path, pages[0] or None, path.stem))
             continue
-        print(f"{path}: {pages} pages")
-        digits = len(str(pages - 1))  # as `Folder` names them
-        pictures += [_Picture(path, i, f"{path.stem}-{i:0{digits}}") for i in range(pages)]
+        print(f"{path}: {len(pages)} pages")
+        digits = len(str(pages[-1]))  # as `Folder` names them
+        pictures += [_Picture(path, i, f"{path.stem}-{i:0{digits}}") for i in pages]
     return pictures, unread
 
 
-def _pages(path: Path, read: Callable[..., np.ndarray], ranges: Ranges) -> int:
-    """How many pictures a file holds."""
-    if not ranges:
-        return count_pages(path)
-    try:  # with them a file of many pages may be one picture of many channels
-        read(path)
-    except SegjaxError as error:
-        with suppress(SegjaxError):
-            return count_pages(path)
-        raise error
-    return 1
+def _pages(path: Path, trained: Segmenter) -> list[int]:
+    """The numbers of the pictures in a file."""
+    pages = pages_of(path)
+    if len(pages) > 1 and trained.ranges:
+        with suppress(SegjaxError), open_rows(path, trained.channels, trained.ranges):
+            return [0]  # with ranges, many pages may be one picture of many channels
+    return pages
 
 
-def _check_names(pictures: Iterable[_Picture], out: Path) -> None:
+def _check_names(pictures: Iterable[_Picture], out: Path, *, probabilities: bool) -> None:
     """Raise SegjaxError where two pictures would be written to one file."""
     written: dict[str, Path] = {}
     for path, _, name in pictures:
-        for file in (f"{name}.png", f"{name}_overlay.png"):
+        more = [f"{name}_probabilities.png"] if probabilities else []
+        for file in (f"{name}.png", f"{name}_overlay.png", *more):
             if file in written:
                 raise SegjaxError(
                     f"Several pictures would be written to {out / file}: {written[file]} and "
@@ -164,19 +230,90 @@ def _check_names(pictures: Iterable[_Picture], out: Path) -> None:
             written[file] = path
 
 
-def _label(
-    trained: Segmenter, path: Path, image: np.ndarray, *, tile: int | None, gaussian: bool
-) -> np.ndarray:
-    """The label (H, W) of the picture (H, W, C) of a file; tells where it goes by tiles."""
+def _label(trained: Segmenter, picture: _Picture, out: Path, ways: _Ways) -> list[Path]:
+    """Label a picture at once, by tiles, or strip by strip, and tell how; the files written."""
+    path, page, name = picture
+    height, width = size_of(path, trained.channels, trained.ranges, page)
+    tags = georeference(path, page)
+    whole = trained.holds((height, width), views=ways.views)
+    label = out / f"{name}{'.png' if whole and not tags else '.tif'}"
+    if label.exists() and label.samefile(path):
+        raise SegjaxError(
+            f"{path}: its label would be written over it. Name another folder with --out."
+        )
+    if not whole:
+        print(f"{path}: {height}×{width} pixels, so strip by strip, into a TIFF.")
+        written = _by_strips(trained, picture, out, ways, tags)
+    else:
+        image = trained.read(path, page)
+        labels, shares = _whole(trained, path, image, ways)
+        out.mkdir(parents=True, exist_ok=True)
+        written = _write(trained, image, labels, shares, out / name, tags)
+    if ways.cog:
+        for file in written:
+            if file.suffix == ".tif":
+                cloud_optimised(file)
+    return written
+
+
+def _by_strips(
+    trained: Segmenter, picture: _Picture, out: Path, ways: _Ways, tags: Sequence[Any]
+) -> list[Path]:
+    path, page, name = picture
+    file = path.stat()
+    identity = {"picture": ascii(path.resolve()), "bytes": file.st_size, "time": file.st_mtime_ns}
+    with open_rows(path, trained.channels, trained.ranges, page) as rows:
+        return label_by_strips(
+            trained,
+            rows,
+            out / name,
+            identity={**identity, "page": page, **ways.identity},
+            tile=ways.tile,
+            gaussian=ways.gaussian,
+            views=ways.views,
+            probabilities=ways.probabilities,
+            tags=tags,
+        )
+
+
+def _whole(
+    trained: Segmenter, path: Path, image: np.ndarray, ways: _Ways
+) -> tuple[np.ndarray, np.ndarray | None]:
+    """Label (H, W) and, where asked for, probabilities (H, W, N) of a picture that fits."""
     height, width, _ = image.shape
-    if plan := trained.plan((height, width), tile=tile):
-        if not tile:
+    if plan := trained.plan((height, width), tile=ways.tile):
+        if not ways.tile:
             print(f"{path}: {height}×{width} pixels at once do not fit the memory; so by tiles.")
         print(plan)
-        # The stitched logits, float32, and their argmax, int64, are held on the host.
-        if height * width * (4 * trained.model.num_classes + 8) > memory.left_on_host():
-            raise SegjaxError(
-                f"{path}: the logits of {height}×{width} pixels and {trained.model.num_classes} "
-                "classes do not fit this machine's memory. Cut the picture into parts."
-            )
-    return trained.predict(image, tile=tile, gaussian=gaussian)
+    logits = trained.logits(image[None], tile=ways.tile, gaussian=ways.gaussian, views=ways.views)[
+        0
+    ]
+    shares = np.asarray(probabilities_of(logits)) if ways.probabilities else None
+    return trained.labels_of(logits), shares
+
+
+def _write(
+    trained: Segmenter,
+    image: np.ndarray,
+    labels: np.ndarray,
+    shares: np.ndarray | None,
+    target: Path,
+    tags: Sequence[Any],
+) -> list[Path]:
+    """Label, overlay and probabilities of a picture that fits; a TIFF where it has a place."""
+    classes, palette = trained.classes, trained.palette
+    suffix = ".tif" if tags else ".png"
+    files = [target.with_name(target.name + end) for end in (suffix, "_overlay.png")]
+    described: Any = {"description": told(classes), "tags": tags}
+    if tags:
+        write_tiff(files[0], lambda a, z: labels[a:z], labels.shape, palette=palette, **described)
+    else:
+        visualise.save_mask(files[0], labels, palette)
+    overlay = visualise.overlay(image, labels, palette)
+    visualise.with_legend(overlay, labels, classes, palette).save(files[1])
+    if shares is not None:
+        files.append(target.with_name(f"{target.name}_probabilities.tif"))
+        quantised = np.rint(255 * shares).astype(np.uint8)
+        bands = len(classes)
+        write_tiff(files[2], lambda a, z: quantised[a:z], labels.shape, bands=bands, **described)
+    return files

@@ -27,7 +27,7 @@ from segjax.commands.trained import check_folder, load_step
 from segjax.data import audit, cache, pipeline
 from segjax.data.wrapper import bare, without
 from segjax.errors import SegjaxError
-from segjax.evaluation import metrics, report
+from segjax.evaluation import evaluator, report
 from segjax.inference.predict import make_predict
 from segjax.training import losses, sharding
 from segjax.training.checkpoint import Checkpoints
@@ -90,7 +90,8 @@ def train(recipe: "Recipe", folder: Path, *, name: str, restart: bool = False) -
             "palette": held_out.palette,
         }
         | _held_out(sources)
-        | ({"baseline": baseline} if baseline else {}),
+        | ({"baseline": baseline} if baseline else {})
+        | ({"published": [*map(dataclasses.asdict, of)]} if (of := recipe.published) else {}),
         defaults=_defaults(recipe),
         restart=restart,
     )
@@ -156,16 +157,17 @@ def _take_steps(
                     canvases=recipe.buckets or [recipe.canvas],
                     workers=recipe.workers,
                 )
-                confusion, loss = metrics.evaluate_with_loss(
+                share = evaluator.evaluate(
                     partial(predict, state.averaged),
                     batches,
-                    summed_loss,
                     num_classes=len(held_out.classes),
+                    summed_loss=summed_loss,
                 )
-                scores = metrics.summary(confusion)
+                found = evaluator.joined(sharding.from_all_processes(share))
+                scores = found.scores()
                 evaluations.append(scores["mean_iou"])
                 # Before it is saved, so that a run that goes on from there finds the line.
-                log.scores(number, scores | {"loss": loss})
+                log.scores(number, scores | {"loss": found.loss})
                 checkpoints.save(number, state, scores)
 
         with log, _telling_what_is_kept(checkpoints):

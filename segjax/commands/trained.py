@@ -7,6 +7,7 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 
+from segjax.commands import exported
 from segjax.commands.run import HeldOut, Run
 from segjax.data.wrapper import bare
 from segjax.errors import SegjaxError
@@ -21,12 +22,14 @@ def load(run: str | Path | Run, checkpoint: Which = "best") -> Segmenter:
     """What a run has trained, ready to use: `segjax.load("runs/x").predict("photo.jpg")`.
 
     Args:
-        run: the run folder.
-        checkpoint: the best one by its held-out score, or the newest.
+        run: the run folder; or the weights.safetensors that `segjax export` has made of one.
+        checkpoint: the best one by its held-out score, or the newest; of a run.
 
     Raises:
         SegjaxError: there is no such run, it has no checkpoint yet, or it is damaged.
     """
+    if str(run).endswith(".safetensors"):
+        return exported.load(Path(str(run)))
     return load_step(run if isinstance(run, Run) else Run(Path(run)), checkpoint)[1]
 
 

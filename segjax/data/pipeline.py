@@ -201,7 +201,7 @@ def train_batches(
     def batch(positions: range) -> dict[str, np.ndarray]:
         records = [int(order[position]) for position in positions]
         return {
-            **_padded(source, records, canvas),
+            **_padded([read_example(source, record) for record in records], canvas),
             "epoch": np.array([position // len(source) for position in positions], np.int32),
             "record": np.array(records, np.int32),
         }
@@ -218,6 +218,7 @@ def evaluation_batches(
     process: int = 0,
     processes: int = 1,
     threads: int = 2,
+    note: Callable[[int, dict[str, Any]], None] | None = None,
 ) -> Iterator[dict[str, np.ndarray]]:
     """Every record once, at its own resolution, in few shapes.
 
@@ -228,9 +229,11 @@ def evaluation_batches(
         source: the data set; of several canvases, its method `size_of` tells heights and widths, if
             it has one, or every record is read twice.
         canvases: heights and widths.
+        note: given the number and the example of each picture once it is read, in the thread that
+            reads, before its batch comes: for what no batch holds, as its id.
 
     The other arguments, what is raised and what is warned of are those of `train_batches`; yields
-    `image` and `label`.
+    `image`, `label` and int32 (…,) `record`, the picture's number, -1 of one that only fills up.
     """
     if not len(source):
         raise SegjaxError("The evaluation data is empty: nothing to evaluate on.")
@@ -241,19 +244,22 @@ def evaluation_batches(
 
     def batch(positions: range) -> dict[str, np.ndarray]:
         (canvas, *_), *_ = chosen = [rows[position] for position in positions]
-        padded = _padded(source, [record for _, record, _ in chosen], canvas)
-        padded["label"][[filling for *_, filling in chosen]] = IGNORE
-        return padded
+        examples = [read_example(source, record) for _, record, _ in chosen]
+        filling = np.array([filling for *_, filling in chosen])
+        for (_, record, fills), example in zip(chosen, examples, strict=True):
+            if note and not fills:
+                note(record, example)
+        padded = _padded(examples, canvas)
+        padded["label"][filling] = IGNORE
+        numbers = np.array([record for _, record, _ in chosen], np.int32)
+        return {**padded, "record": np.where(filling, np.int32(-1), numbers)}
 
     numbers = grain.MapDataset.range(len(rows) // batch_size)
     return _read(numbers, batch, batch_size, process, processes, threads)
 
 
-def _padded(
-    source: Source, records: Sequence[int], canvas: tuple[int, int]
-) -> dict[str, np.ndarray]:
-    """Some records, checked, as a batch."""
-    examples = [read_example(source, record) for record in records]
+def _padded(examples: Sequence[dict[str, Any]], canvas: tuple[int, int]) -> dict[str, np.ndarray]:
+    """Some examples as a batch."""
     if 0 < max(brightest(example["image"]) for example in examples) <= 1:
         # One text for all batches, for Python shows it once; no error: a picture may be dark.
         warnings.warn(f"The pictures of a batch {SCALED_TO_ONE}", SegjaxWarning, stacklevel=2)

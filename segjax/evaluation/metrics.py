@@ -1,7 +1,11 @@
-"""Scores of a segmentation, from one confusion matrix over the whole data set; and of its objects.
+"""Scores of a segmentation, from one confusion matrix over the whole data set.
 
 Rows are the truth, columns the prediction. Each score is a function of an (N, N) int64 matrix;
 a class whose score has nothing in its divisor is NaN and is left out of means.
+
+All of them need only three numbers of each class, `class_counts`: pixels hit, true and predicted.
+These are what is kept of each picture (`segjax.evaluation.evaluator`), and functions that end in
+`_of` take them, of one picture or of any number at once.
 """
 
 from collections.abc import Callable, Iterable, Mapping
@@ -37,17 +41,30 @@ def confusion_matrix(
     Raises:
         SegjaxError: the shapes differ; or a pixel is outside the classes, unless within jit.
     """
-    counts = _count_pairs(labels, predictions, num_classes=num_classes, ignore_label=ignore_label)
+    counts = _count_all(labels, predictions, num_classes=num_classes, ignore_label=ignore_label)
     if not isinstance(counts, jax.core.Tracer):
-        _check_inside(int(counts[-1]), num_classes, labels=labels, predictions=predictions)
+        check_inside(int(counts[-1]), num_classes, labels=labels, predictions=predictions)
     return counts[:-1].reshape(num_classes, num_classes)
 
 
-@partial(jax.jit, static_argnames=("num_classes", "ignore_label"))
-def _count_pairs(
-    labels: jax.Array, predictions: jax.Array, *, num_classes: int, ignore_label: int
+def count_pairs(
+    labels: jax.Array, predictions: jax.Array, *, num_classes: int, ignore_label: int = 255
 ) -> jax.Array:
-    """(N² + 1,) int32, the pixels of each pair of classes, and last those outside the classes."""
+    """Count the pixels of each pair of classes in each picture of a batch; to be used within jit.
+
+    Args:
+        labels: (B, H, W) integers in 0…N-1, or `ignore_label`, which is not counted.
+        predictions: (B, H, W) integers in 0…N-1.
+        num_classes: N.
+        ignore_label: the label of pixels that do not count.
+
+    Returns:
+        (B, N² + 1) int32: of each picture its confusion matrix, row by row, and last the pixels
+        outside the classes, for `check_inside`.
+
+    Raises:
+        SegjaxError: the shapes differ.
+    """
     if labels.shape != predictions.shape:
         raise SegjaxError(
             f"The labels are {labels.shape}, the predictions {predictions.shape}; expected (B, H, "
@@ -59,16 +76,36 @@ def _count_pairs(
     inside = (label >= 0) & (label < num_classes) & (prediction >= 0) & (prediction < num_classes)
     pair = jnp.where(inside, label * num_classes + prediction, outside)
     pair = jnp.where(labels == ignore_label, uncounted, pair)
-    return jnp.bincount(pair.ravel(), length=uncounted + 1)[:uncounted]
+    count = partial(jnp.bincount, length=uncounted + 1)
+    return jax.vmap(count)(pair.reshape(len(pair), -1))[:, :uncounted]
 
 
-def _check_inside(outside: int, num_classes: int, **arrays: Any) -> None:
+@partial(jax.jit, static_argnames=("num_classes", "ignore_label"))
+def _count_all(
+    labels: jax.Array, predictions: jax.Array, *, num_classes: int, ignore_label: int
+) -> jax.Array:
+    """`count_pairs` of a whole batch, (N² + 1,) int32."""
+    options = {"num_classes": num_classes, "ignore_label": ignore_label}
+    return count_pairs(labels, predictions, **options).sum(0)
+
+
+def check_inside(outside: int, num_classes: int, **arrays: Any) -> None:
     """Raise SegjaxError where pixels are outside the classes, with what the arrays hold."""
     if outside:
         told = ", ".join(f"the {name} held {held(array)}" for name, array in arrays.items())
         raise SegjaxError(
             f"{outside} pixels of a batch are of no class, expected 0 to {num_classes - 1}: "
             f"{told}. Correct them, or name the label to skip by ignore_label."
+        )
+
+
+def check_classes(channels: int, num_classes: int) -> None:
+    """Raise SegjaxError where logits of so many channels are not of the data's classes."""
+    if max(channels, 2) != num_classes:
+        means = "one channel, a sigmoid for 2" if channels == 1 else f"{channels}"
+        raise SegjaxError(
+            f"The network gives logits of {means} classes, expected {num_classes}; evaluate it "
+            "on data of its own classes."
         )
 
 
@@ -94,110 +131,75 @@ def evaluate(
     Raises:
         SegjaxError: the network has another number of classes, or a label is outside of them.
     """
-    confusion, _ = evaluate_with_loss(
-        predict,
-        batches,
-        lambda logits, labels: 0.0,
-        num_classes=num_classes,
-        ignore_label=ignore_label,
-    )
-    return confusion
+    pairs = np.zeros(num_classes**2, np.int64)
 
-
-def evaluate_with_loss(
-    predict: Callable[[Any], Any],
-    batches: Iterable[Mapping[str, Any]],
-    summed_loss: Callable[[Any, Any], Any],
-    *,
-    num_classes: int,
-    ignore_label: int = 255,
-) -> tuple[np.ndarray, float]:
-    """The confusion matrix as of `evaluate` and, in the same pass, the mean of a loss.
-
-    The mean is over the valid pixels of the whole data set. It is no mean of batch means: but for
-    rounding, it is the same for any batch size, order and devices; NaN where no pixel is valid.
-
-    Args:
-        predict, batches, num_classes, ignore_label: as of `evaluate`.
-        summed_loss: (logits (B, H, W, N), labels (B, H, W)) -> its sum over the valid pixels.
-    """
-    pairs, loss = np.zeros(num_classes**2, np.int64), 0.0
-
-    def add(labels: Any, counts: Any, summed: Any) -> None:
-        nonlocal loss
+    def add(labels: Any, counts: Any) -> None:
         counted = np.asarray(counts)
-        _check_inside(int(counted[-1]), num_classes, labels=labels)
+        check_inside(int(counted[-1]), num_classes, labels=labels)
         pairs[:] += counted[:-1]
-        loss += float(summed)
 
     pending = None
     for batch in batches:
         logits, labels = predict(batch["image"]), batch["label"]
-        channels = logits.shape[-1]
-        if max(channels, 2) != num_classes:
-            means = "one channel, a sigmoid for 2" if channels == 1 else f"{channels}"
-            raise SegjaxError(
-                f"The network gives logits of {means} classes, expected {num_classes}; evaluate it "
-                "on data of its own classes."
-            )
+        check_classes(logits.shape[-1], num_classes)
         if pending is not None:  # fetched a batch late, so that the device never waits
             add(*pending)
-        counts = _count_pairs(
+        counts = _count_all(
             labels, labels_of(logits), num_classes=num_classes, ignore_label=ignore_label
         )
-        pending = labels, counts, summed_loss(logits, labels)
+        pending = labels, counts
     if pending is not None:
         add(*pending)
-    confusion = pairs.reshape(num_classes, num_classes)
-    return confusion, float(_ratio(np.asarray(loss), confusion.sum()))
+    return pairs.reshape(num_classes, num_classes)
 
 
-def _ratio(numerator: np.ndarray, denominator: np.ndarray) -> np.ndarray:
-    """Numerator over denominator as float64, NaN where the denominator is 0."""
-    nothing = np.full(np.shape(numerator), np.nan)
-    return np.divide(numerator, denominator, out=nothing, where=np.asarray(denominator) != 0)
+def class_counts(matrices: np.ndarray) -> np.ndarray:
+    """The pixels of each class, hit, true and predicted: n_ii, Σ_j n_ij and Σ_j n_ji.
 
+    Args:
+        matrices: (…, N, N), confusion matrices.
 
-def _mean(values: np.ndarray) -> float:
-    """The mean of what is not NaN; NaN where nothing is left."""
-    present = values[~np.isnan(values)]
-    return float(present.mean()) if present.size else float("nan")
+    Returns:
+        (…, 3, N) integers.
+    """
+    hits = np.diagonal(matrices, axis1=-2, axis2=-1)
+    return np.stack([hits, matrices.sum(-1), matrices.sum(-2)], -2)
 
 
 def precision(confusion: np.ndarray) -> np.ndarray:
     """(N,) share of the pixels predicted as a class that are of it: n_ii / Σ_j n_ji."""
-    return _ratio(np.diag(confusion), confusion.sum(0))
+    hits, _, predicted = class_counts(confusion)
+    return _ratio(hits, predicted)
 
 
 def recall(confusion: np.ndarray) -> np.ndarray:
     """(N,) share of the pixels of a class that are found, its accuracy: n_ii / Σ_j n_ij."""
-    return _ratio(np.diag(confusion), confusion.sum(1))
+    return _recall_of(class_counts(confusion))
 
 
 def f1(confusion: np.ndarray) -> np.ndarray:
     """(N,) harmonic mean of precision and recall, Dice: 2 n_ii / (Σ_j n_ij + Σ_j n_ji)."""
-    return _ratio(2 * np.diag(confusion), confusion.sum(0) + confusion.sum(1))
+    return dice_of(class_counts(confusion))
 
 
 def iou(confusion: np.ndarray) -> np.ndarray:
     """(N,) intersection over union: n_ii / (Σ_j n_ij + Σ_j n_ji - n_ii)."""
-    hits = np.diag(confusion)
-    return _ratio(hits, confusion.sum(0) + confusion.sum(1) - hits)
+    return iou_of(class_counts(confusion))
 
 
 def pixel_accuracy(confusion: np.ndarray) -> float:
     """Share of the pixels that are right: Σ_i n_ii / Σ_ij n_ij (FCN, section 5)."""
-    return float(_ratio(np.trace(confusion), confusion.sum()))
+    return summary(confusion)["pixel_accuracy"]
 
 
 def mean_accuracy(confusion: np.ndarray) -> float:
     """Mean of the classes' recall (FCN, section 5)."""
-    return _mean(recall(confusion))
+    return summary(confusion)["mean_accuracy"]
 
 
 def mean_iou(confusion: np.ndarray) -> float:
     """Mean of the classes' IoU, mIoU (FCN, section 5); a class predicted but absent counts as 0."""
-    return _mean(iou(confusion))
+    return summary(confusion)["mean_iou"]
 
 
 def mean_iou_of_present(confusion: np.ndarray) -> float:
@@ -205,19 +207,22 @@ def mean_iou_of_present(confusion: np.ndarray) -> float:
 
     Where a class is predicted but absent, a stray pixel of it would cost as much as a whole class.
     """
-    return _mean(iou(confusion)[confusion.sum(1) > 0])
+    return float(picture_scores(class_counts(confusion))["mean_iou"])
 
 
 def frequency_weighted_iou(confusion: np.ndarray) -> float:
     """IoU weighted by the classes' share of the pixels (FCN, section 5)."""
-    share = _ratio(confusion.sum(1), confusion.sum())
-    return float(np.nansum(share * iou(confusion))) if confusion.any() else float("nan")
+    return summary(confusion)["frequency_weighted_iou"]
+
+
+def mean_dice(confusion: np.ndarray) -> float:
+    """Mean of the classes' Dice over the data set; a class predicted but absent counts as 0."""
+    return summary(confusion)["mean_dice"]
 
 
 def summary(confusion: np.ndarray) -> dict[str, float]:
     """The overall scores by name, mIoU first."""
-    scores = (mean_iou, pixel_accuracy, mean_accuracy, frequency_weighted_iou)
-    return {score.__name__: score(confusion) for score in scores}
+    return {name: float(score) for name, score in summary_of(class_counts(confusion)).items()}
 
 
 def per_class(confusion: np.ndarray) -> dict[str, np.ndarray]:
@@ -225,30 +230,68 @@ def per_class(confusion: np.ndarray) -> dict[str, np.ndarray]:
     return {score.__name__: score(confusion) for score in (iou, precision, recall, f1)}
 
 
-def count_objects(truth: np.ndarray, predicted: np.ndarray) -> np.ndarray:
-    """Count the objects of a picture, and those found: predicted by one with an IoU above 0.5.
+def iou_of(counts: np.ndarray) -> np.ndarray:
+    """`iou` of `class_counts` (…, 3, N) -> (…, N)."""
+    hits, true, predicted = np.moveaxis(counts, -2, 0)
+    return _ratio(hits, true + predicted - hits)
 
-    Such a pair is the only one of both its objects, so nothing has to be assigned.
+
+def dice_of(counts: np.ndarray) -> np.ndarray:
+    """`f1` of `class_counts` (…, 3, N) -> (…, N)."""
+    hits, true, predicted = np.moveaxis(counts, -2, 0)
+    return _ratio(2 * hits, true + predicted)
+
+
+def summary_of(counts: np.ndarray) -> dict[str, np.ndarray]:
+    """`summary` of `class_counts` (…, 3, N): (…) each."""
+    hits, true, _ = np.moveaxis(counts, -2, 0)
+    each, pixels = iou_of(counts), true.sum(-1)
+    weighted = np.nansum(true * each, -1)
+    return {
+        "mean_iou": mean_of(each),
+        "pixel_accuracy": _ratio(hits.sum(-1), pixels),
+        "mean_accuracy": mean_of(_recall_of(counts)),
+        "frequency_weighted_iou": _ratio(weighted, pixels),
+        "mean_dice": mean_of(dice_of(counts)),
+    }
+
+
+def picture_scores(counts: np.ndarray) -> dict[str, np.ndarray]:
+    """The scores of single pictures: mean IoU and Dice over the classes that their truth has.
+
+    Where a class is predicted but absent, a stray pixel of it would cost as much as a whole class.
+    Such a pixel is not free: it is missing from the class that it is of.
 
     Args:
-        truth, predicted: integers (H, W), 0 or the number of an object.
+        counts: (…, 3, N), `class_counts` of each picture.
 
     Returns:
-        (3,) int64, objects found, true and predicted; add pictures up for `object_scores`.
+        "mean_iou", "dice" and "pixel_accuracy", (…) each; NaN of a picture that is all ignored.
     """
-    size, predicted_size = np.bincount(truth.ravel()), np.bincount(predicted.ravel())
-    pairs = truth.astype(np.int64) * len(predicted_size) + predicted
-    pair, common = np.unique(pairs[(truth > 0) & (predicted > 0)], return_counts=True)
-    one, other = np.divmod(pair, len(predicted_size))
-    found = 2 * common > size[one] + predicted_size[other] - common
-    return np.array([found.sum(), np.count_nonzero(size[1:]), np.count_nonzero(predicted_size[1:])])
+    hits, true, _ = np.moveaxis(counts, -2, 0)
 
+    def of_present(scores: np.ndarray) -> np.ndarray:
+        return mean_of(np.where(true > 0, scores, np.nan))
 
-def object_scores(counts: np.ndarray) -> dict[str, float]:
-    """Precision, recall and F1 of objects by name, of the counts (found, true, predicted)."""
-    found, true, predicted = counts
     return {
-        "object_precision": float(_ratio(found, predicted)),
-        "object_recall": float(_ratio(found, true)),
-        "object_f1": float(_ratio(2 * found, true + predicted)),
+        "mean_iou": of_present(iou_of(counts)),
+        "dice": of_present(dice_of(counts)),
+        "pixel_accuracy": _ratio(hits.sum(-1), true.sum(-1)),
     }
+
+
+def mean_of(scores: np.ndarray) -> np.ndarray:
+    """The mean (…) over the classes, (…, N), of what is not NaN; NaN where nothing is left."""
+    present = ~np.isnan(scores)
+    return _ratio(np.where(present, scores, 0).sum(-1), present.sum(-1))
+
+
+def _recall_of(counts: np.ndarray) -> np.ndarray:
+    hits, true, _ = np.moveaxis(counts, -2, 0)
+    return _ratio(hits, true)
+
+
+def _ratio(numerator: np.ndarray, denominator: np.ndarray) -> np.ndarray:
+    """Numerator over denominator as float64, NaN where the denominator is 0."""
+    nothing = np.full(np.shape(numerator), np.nan)
+    return np.divide(numerator, denominator, out=nothing, where=np.asarray(denominator) != 0)

@@ -5,6 +5,8 @@ does not know. Scores are fractions, told with four decimals; a class that is ab
 told as "–".
 """
 
+import csv
+import io
 import json
 import math
 from collections.abc import Mapping, Sequence
@@ -20,6 +22,8 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 _NONE: Mapping[str, Mapping[str, float]] = {}
+_UNSURE: Mapping[str, tuple[float, float]] = {}
+_NOTHING = (math.nan, math.nan)
 
 
 def score_table(
@@ -27,6 +31,7 @@ def score_table(
     per_class: Mapping[str, ArrayLike],
     overall: Mapping[str, float],
     others: Mapping[str, Mapping[str, float]] = _NONE,
+    intervals: Mapping[str, tuple[float, float]] = _UNSURE,
 ) -> "Table":
     """Sets out the scores of each class for the terminal, the overall ones beneath.
 
@@ -35,6 +40,7 @@ def score_table(
         per_class: by name of the score, floats `(N,)`, NaN where a class is absent.
         overall: by name, scores of all classes together.
         others: by name of another method, its overall scores, set beside them.
+        intervals: by name of an overall score, low and high of its 95 % interval.
 
     Returns:
         A table to print with rich.
@@ -45,7 +51,7 @@ def score_table(
     from rich.table import Table
     from rich.text import Text
 
-    beneath = [["score", "network", *others], *_overall_rows(overall, others)]
+    beneath = _overall_rows(overall, others, intervals)
     widths = [max(map(len, column)) for column in zip(*beneath, strict=True)]
     lines = ["  ".join(map(str.ljust, row, widths)) for row in beneath]
     caption = Text("\n".join(lines)) if overall else None
@@ -64,13 +70,14 @@ def score_tables(
     per_class: Mapping[str, ArrayLike],
     overall: Mapping[str, float],
     others: Mapping[str, Mapping[str, float]] = _NONE,
+    intervals: Mapping[str, tuple[float, float]] = _UNSURE,
     *,
     width: int,
 ) -> list["Table"]:
     """`score_table` in as many tables as lines of `width` need, so that no number is broken."""
     from rich.console import Console
 
-    whole = score_table(classes, per_class, overall, others)
+    whole = score_table(classes, per_class, overall, others, intervals)
     if len(per_class) < 2 or Console(width=10_000).measure(whole).maximum <= width:
         return [whole]
     names = list(per_class)
@@ -78,7 +85,7 @@ def score_tables(
     parts = [{name: per_class[name] for name in part} for part in (names[:half], names[half:])]
     return [
         *score_tables(classes, parts[0], {}, width=width),
-        *score_tables(classes, parts[1], overall, others, width=width),
+        *score_tables(classes, parts[1], overall, others, intervals, width=width),
     ]
 
 
@@ -87,6 +94,7 @@ def scores_markdown(
     per_class: Mapping[str, ArrayLike],
     overall: Mapping[str, float],
     others: Mapping[str, Mapping[str, float]] = _NONE,
+    intervals: Mapping[str, tuple[float, float]] = _UNSURE,
 ) -> str:
     """Sets out the same scores as `score_table` in Markdown: overall first, then each class.
 
@@ -95,6 +103,7 @@ def scores_markdown(
         per_class: by name of the score, floats `(N,)`, NaN where a class is absent.
         overall: by name, scores of all classes together.
         others: by name of another method, its overall scores, set beside them.
+        intervals: by name of an overall score, low and high of its 95 % interval.
 
     Returns:
         One or two tables, ending in a newline.
@@ -104,9 +113,48 @@ def scores_markdown(
     """
     tables = []
     if overall:
-        tables.append((["score", "network", *others], _overall_rows(overall, others)))
+        heading, *rows = _overall_rows(overall, others, intervals)
+        tables.append((heading, rows))
     tables.append((["class", *per_class], _rows(classes, per_class)))
     return "\n".join(_markdown_table(heading, rows) for heading, rows in tables)
+
+
+def worst_first(pictures: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """Orders pictures by "mean_iou", the lowest first; those that have none, all ignored, last."""
+
+    def key(picture: Mapping[str, Any]) -> tuple[bool, float]:
+        missing = math.isnan(picture["mean_iou"])
+        return missing, 0 if missing else picture["mean_iou"]
+
+    return sorted(pictures, key=key)
+
+
+def pictures_markdown(pictures: Sequence[Mapping[str, Any]]) -> str:
+    """Sets out the scores of pictures, in the order given, as a Markdown table.
+
+    Args:
+        pictures: "id", and the same scores by name of each.
+    """
+    names = [name for name in pictures[0] if name != "id"] if pictures else []
+    rows = [[one["id"], *(_told(one[name]) for name in names)] for one in pictures]
+    return _markdown_table(["worst pictures", *names], rows)
+
+
+def pictures_csv(pictures: Sequence[Mapping[str, Any]]) -> str:
+    """Sets out the scores of pictures, in the order given, as CSV; a NaN is left empty.
+
+    Args:
+        pictures: "id", and the same scores by name of each.
+    """
+    file = io.StringIO()
+    writer = csv.DictWriter(file, pictures[0].keys() if pictures else ["id"], lineterminator="\n")
+    writer.writeheader()
+    for one in pictures:
+        missing = {
+            name for name, value in one.items() if isinstance(value, float) and value != value
+        }
+        writer.writerow({name: "" if name in missing else value for name, value in one.items()})
+    return file.getvalue()
 
 
 def read_metrics(path: Path | str) -> list[dict[str, Any]]:
@@ -210,6 +258,44 @@ def plot_curves(records: Sequence[Mapping[str, Any]], path: Path | str, *, title
     figure.savefig(path, format="png")
 
 
+def plot_reliability(reliability: Mapping[str, Any], path: Path | str, *, title: str = "") -> None:
+    """Draws how often pixels are right against how sure the network is of them, as a PNG.
+
+    Args:
+        reliability: "edges" (K + 1), "count", "confidence", "accuracy" (K) of K bins of confidence,
+            NaN in empty ones, and "ece" and "mce".
+        path: the PNG to write.
+        title: what is drawn above: whose calibration this is.
+    """
+    from matplotlib.figure import Figure
+
+    edges, count = np.asarray(reliability["edges"]), np.asarray(reliability["count"], float)
+    confidence, accuracy = (np.asarray(reliability[n], float) for n in ("confidence", "accuracy"))
+    middle, width = (edges[:-1] + edges[1:]) / 2, np.diff(edges)
+    figure = Figure(figsize=(5, 6.2), dpi=120, layout="constrained")
+    above, below = figure.subplots(2, sharex=True, height_ratios=[4, 1])
+    figure.suptitle(title)
+    for panel in (above, below):
+        panel.grid(alpha=0.25)
+        panel.set_axisbelow(True)
+        panel.spines[["top", "right"]].set_visible(False)
+    above.plot([0, 1], [0, 1], color="black", linewidth=0.8, linestyle="--", label="calibrated")
+    above.bar(middle, np.nan_to_num(accuracy), width, color="tab:blue", edgecolor="white")
+    held = count > 0
+    above.plot(
+        confidence[held], accuracy[held], color="tab:orange", marker="o", label="mean of each bin"
+    )
+    above.set(xlim=(0, 1), ylim=(0, 1), ylabel="share that is right")
+    above.set_title(
+        f"ECE {_told(reliability['ece'])}, MCE {_told(reliability['mce'])}", fontsize=10
+    )
+    above.legend(frameon=False, loc="upper left")
+    share = count / max(count.sum(), 1)
+    below.bar(middle, share, width, color="tab:gray", edgecolor="white")
+    below.set(xlabel="confidence", ylabel="pixels", ylim=(0, 1))
+    figure.savefig(path, format="png")
+
+
 def _rows(classes: Sequence[str], per_class: Mapping[str, ArrayLike]) -> list[list[str]]:
     columns = {name: np.asarray(values, float) for name, values in per_class.items()}
     for name, values in columns.items():
@@ -225,13 +311,26 @@ def _rows(classes: Sequence[str], per_class: Mapping[str, ArrayLike]) -> list[li
 
 
 def _overall_rows(
-    overall: Mapping[str, float], others: Mapping[str, Mapping[str, float]]
+    overall: Mapping[str, float],
+    others: Mapping[str, Mapping[str, float]],
+    intervals: Mapping[str, tuple[float, float]],
 ) -> list[list[str]]:
-    """Name, score, and the same score of each other method."""
+    """A heading, then name, score, its interval, and the same score of each other method."""
+    sure = {
+        name: [_between(*intervals.get(name, _NOTHING))] if intervals else [] for name in overall
+    }
     return [
-        [name, *(_told(scores.get(name, math.nan)) for scores in (overall, *others.values()))]
-        for name in overall
+        ["score", "network", *(["95 % interval"] if intervals else []), *others],
+        *(
+            [name, _told(value), *sure[name]]
+            + [_told(scores.get(name, math.nan)) for scores in others.values()]
+            for name, value in overall.items()
+        ),
     ]
+
+
+def _between(low: float, high: float) -> str:
+    return "–" if math.isnan(low) else f"{low:.3f} to {high:.3f}"
 
 
 def _told(value: float) -> str:

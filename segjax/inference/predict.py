@@ -10,6 +10,7 @@ from typing import Any, Protocol
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import max_dim
 
 from segjax.errors import SegjaxError, SegjaxWarning
 from segjax.inference import tiles
@@ -52,11 +53,32 @@ def make_predict(
         _, height, width, _ = images.shape
         rows = (margin, geometry.fit(height) - height - margin)
         columns = (margin, geometry.fit(width) - width - margin)
-        images = jnp.pad(images, ((0, 0), rows, columns, (0, 0)), mode="reflect")
+        images = _mirrored(_mirrored(images, 1, *rows), 2, *columns)
         logits = model.apply(variables, normalise(images), train=False).logits
         return logits[:, ahead : ahead + height, ahead : ahead + width]
 
     return predict
+
+
+def make_forward(
+    model: Network, *, normalise: Callable[[jax.Array], jax.Array]
+) -> Callable[[Mapping[str, Any], jax.Array], jax.Array]:
+    """The jitted network alone, for tiles: nothing is mirrored nor cropped.
+
+    Args:
+        model: a network of `segjax.models`.
+        normalise: what the network was trained with, uint8 -> float32.
+
+    Returns:
+        (variables, uint8 images (B, H, W, C) of a size that the network takes) -> float32 logits
+        (B, h, w, N), its margin off.
+    """
+
+    @jax.jit
+    def forward(variables: Mapping[str, Any], images: jax.Array) -> jax.Array:
+        return model.apply(variables, normalise(images), train=False).logits
+
+    return forward
 
 
 def make_tiled_predict(
@@ -87,9 +109,7 @@ def make_tiled_predict(
         raises SegjaxError for other axes.
     """
 
-    @jax.jit
-    def forward(variables: Mapping[str, Any], images: jax.Array) -> jax.Array:
-        return model.apply(variables, normalise(images), train=False).logits
+    forward = make_forward(model, normalise=normalise)
 
     def predict(variables: Mapping[str, Any], images: Any) -> np.ndarray:
         images = np.asarray(images)
@@ -104,6 +124,17 @@ def make_tiled_predict(
         )
 
     return predict
+
+
+def _mirrored(images: jax.Array, axis: int, before: int, after: int) -> jax.Array:
+    """As `jnp.pad` by "reflect", which takes no sizes that an export leaves open."""
+    size = images.shape[axis]
+    if (before, after) == (0, 0):
+        return images
+    period = max_dim(2 * (size - 1), 1)
+    at = (jnp.arange(before + size + after) - before) % period
+    at = jnp.minimum(at, period - at) if size != 1 else at
+    return jnp.take(images, at, axis, mode="clip")
 
 
 def _check_batch(images: Any) -> None:

@@ -9,8 +9,8 @@ pixels are no multiple of the stride, 16; sliding windows as in SETR (Zheng et a
 """
 
 import math
-from collections.abc import Callable
-from itertools import product
+from collections.abc import Callable, Iterator
+from itertools import groupby, islice
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -47,13 +47,15 @@ class Plan(NamedTuple):
     """The tiles of a picture, for `stitch`.
 
     stride: tiles lie at multiples of it where exact.
-    exact: stitched logits are those of the whole picture; else windows are averaged.
+    exact: tiles meet, and their logits are those of the whole picture; else windows are averaged.
+    inexact: what is said of tiles that meet, but do not give quite the same; of views.
     """
 
     rows: Axis
     columns: Axis
     stride: int
     exact: bool
+    inexact: str = ""
 
     def __str__(self) -> str:
         axes = self.rows, self.columns
@@ -70,7 +72,7 @@ class Plan(NamedTuple):
                 "averaged where they overlap. The network sees the whole picture at once, so this "
                 "is not what it would give for it"
             )
-        text += "the logits are those of the whole picture"
+        text += self.inexact or "the logits are those of the whole picture"
         given = [axis.tile - 2 * axis.pad[0] for axis in axes]
         used = [shift or axis.size for shift, axis in zip(shifts, axes, strict=True)]
         if any(shifts):
@@ -160,6 +162,93 @@ def _windows(geometry: Any, size: int, tile: int) -> Axis:
     return Axis(size, (0, whole - size), side, starts, kept)
 
 
+def strips(
+    forward: Callable[[np.ndarray], Any],
+    read: Callable[[int, int], np.ndarray],
+    plan: Plan,
+    *,
+    batch_size: int,
+    of: Callable[[Any], Any] = lambda logits: logits,
+    gaussian: bool = False,
+    start: int = 0,
+) -> Iterator[tuple[int, np.ndarray]]:
+    """The logits of pictures, or what is made of them, in strips of rows from top to bottom.
+
+    Held on the host are the rows that lie under a row of tiles, one or two batches of tiles, and a
+    strip of what is given; of windows that are averaged, a strip of logits. Never whole pictures.
+
+    Args:
+        forward: tiles (batch_size, h, w, C) -> the network's logits, any margin off.
+        read: (first, last) -> these rows of the pictures, (B, last - first, W, C), as `forward`
+            takes them.
+        plan: for pictures of that size.
+        batch_size: tiles at a time; a last batch is filled up by repeating a tile.
+        of: logits (…, N) -> what is given of each pixel, (…) or (…, M), such as its label.
+        gaussian: where windows are averaged, give their pixels weights that fall towards the
+            border (σ an eighth of the side) instead of equal ones. No difference to exact tiles.
+        start: the first row that is wanted. The rows below are computed as if all were.
+
+    Yields:
+        The first row of a strip, and what is given of it, (B, rows, W, …).
+    """
+    rows, columns = plan.rows, plan.columns
+    down = [place for place in zip(rows.starts, rows.kept, strict=True) if place[1][1] > start]
+    across = list(zip(columns.starts, columns.kept, strict=True))
+    if not down:
+        return
+
+    def cut() -> Iterator[tuple[Any, np.ndarray]]:
+        for top, kept in down:
+            band = _band(read, plan, top)
+            for b, left_to_right in enumerate(band):
+                for left, (c, d) in across:
+                    tile = left_to_right[:, left : left + columns.tile]
+                    yield ((top, kept), b, left, (c, d)), tile
+
+    def wanted(first: int, values: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
+        above = max(start - first, 0)
+        if above < values.shape[1]:
+            yield first + above, values[:, above:]
+
+    compute = (lambda batch: of(forward(batch))) if plan.exact else forward
+    by_row = groupby(_computed(compute, cut(), batch_size), key=lambda made: made[0][0])
+    if plan.exact:
+        for (top, (a, z)), made in by_row:
+            above = rows.ahead - top
+            parts: dict[int, list[np.ndarray]] = {}  # of each picture, from left to right
+            for (_, b, left, (c, d)), tile in made:
+                before = columns.ahead - left
+                part = tile[a + above : z + above, c + before : d + before]
+                parts.setdefault(b, []).append(part)
+            yield from wanted(a, np.stack([np.concatenate(met, 1) for met in parts.values()]))
+        return
+
+    weights = _weights(rows, gaussian)[:, None, None] * _weights(columns, gaussian)[None, :, None]
+    total: dict[int, np.ndarray] = {}  # of each picture, the rows from `begun` on
+    divisor = np.zeros((rows.tile, columns.size, 1), np.float32)
+    begun = down[0][0]
+
+    def complete(until: int) -> Iterator[tuple[int, np.ndarray]]:
+        done = until - begun
+        mean = np.stack([one[:done] for one in total.values()]) / divisor[:done]
+        yield from wanted(begun, np.asarray(of(mean)))
+        for array in (divisor, *total.values()):
+            array[:-done], array[-done:] = array[done:], 0
+
+    for (top, (_, z)), made in by_row:
+        if top > begun:
+            yield from complete(top)
+            begun = top
+        for (_, b, left, (c, d)), tile in made:
+            part, weight = tile[: z - top, : d - left], weights[: z - top, : d - left]
+            if b not in total:
+                total[b] = np.zeros((rows.tile, columns.size, tile.shape[-1]), np.float32)
+            total[b][: z - top, c:d] += weight * part
+            if b == 0:
+                divisor[: z - top, c:d] += weight
+    yield from complete(rows.size)
+
+
 def stitch(
     forward: Callable[[np.ndarray], Any],
     images: np.ndarray,
@@ -168,15 +257,14 @@ def stitch(
     batch_size: int,
     gaussian: bool = False,
 ) -> np.ndarray:
-    """The logits of pictures from those of their tiles, which are computed in batches of one shape.
+    """The logits of pictures from those of their tiles: all of `strips`.
 
     Args:
         forward: tiles (batch_size, h, w, C) -> the network's logits, any margin off.
         images: (B, H, W, C), as `forward` takes them.
         plan: for pictures of that size.
         batch_size: tiles at a time; a last batch is filled up by repeating a tile.
-        gaussian: where windows are averaged, give their pixels weights that fall towards the
-            border (σ an eighth of the side) instead of equal ones. No difference to exact tiles.
+        gaussian: as of `strips`.
 
     Returns:
         (B, H, W, N) float32, on the host: only the tiles need fit on the device.
@@ -185,53 +273,61 @@ def stitch(
         SegjaxError: the plan is of another size.
     """
     batch, *size, _ = images.shape
-    rows, columns, _, exact = plan
-    if (rows.size, columns.size) != tuple(size):
+    if (plan.rows.size, plan.columns.size) != tuple(size):
         raise SegjaxError(
-            f"The plan is for pictures of {rows.size}×{columns.size}, got {size[0]}×{size[1]}: "
-            "make a plan for each size."
+            f"The plan is for pictures of {plan.rows.size}×{plan.columns.size}, got "
+            f"{size[0]}×{size[1]}: make a plan for each size."
         )
-    padded = np.pad(images, ((0, 0), rows.pad, columns.pad, (0, 0)), mode="reflect")
-    across = [list(zip(axis.starts, axis.kept, strict=True)) for axis in (rows, columns)]
-    places = list(product(range(batch), *across))
-    weights = _weights(rows, gaussian)[:, None, None] * _weights(columns, gaussian)[None, :, None]
-    total: Any = None
-    divisor = np.zeros((*size, 1), np.float32)
+    whole: Any = None
+    for first, strip in strips(
+        forward, lambda a, z: images[:, a:z], plan, batch_size=batch_size, gaussian=gaussian
+    ):
+        if whole is None:
+            whole = np.empty((batch, *size, strip.shape[-1]), np.float32)
+        whole[:, first : first + strip.shape[1]] = strip
+    return whole
 
-    def compute(group: list[Any]) -> Any:
-        filled = [*group, *[group[-1]] * (batch_size - len(group))]
-        return forward(
-            np.stack(
-                [
-                    padded[b, top : top + rows.tile, left : left + columns.tile]
-                    for b, (top, _), (left, _) in filled
-                ]
-            )
-        )
 
-    def add(group: list[Any], logits: Any) -> None:
-        nonlocal total
-        logits = np.asarray(logits)
-        if total is None:
-            total = np.zeros((batch, *size, logits.shape[-1]), np.float32)
-        for (b, (top, (a, z)), (left, (c, d))), tile in zip(group, logits, strict=False):
-            above, before = rows.ahead - top, columns.ahead - left
-            part = tile[a + above : z + above, c + before : d + before]
-            if exact:
-                total[b, a:z, c:d] = part
-            else:
-                weight = weights[a - top : z - top, c - left : d - left]
-                total[b, a:z, c:d] += weight * part
-                if b == 0:
-                    divisor[a:z, c:d] += weight
+def _band(read: Callable[[int, int], np.ndarray], plan: Plan, top: int) -> np.ndarray:
+    """The rows under a row of tiles that begins at `top` of the padded pictures, all columns."""
+    rows, columns = plan.rows, plan.columns
+    below = _mirrored(np.arange(top, top + rows.tile) - rows.pad[0], rows.size)
+    first, last = below.min(), below.max() + 1
+    band = read(int(first), int(last))
+    if rows.tile > last - first:  # or it lies within the picture
+        band = band[:, below - first]
+    if any(columns.pad):
+        across = np.arange(-columns.pad[0], columns.size + columns.pad[1])
+        band = band[:, :, _mirrored(across, columns.size)]
+    return band
 
-    groups = [places[i : i + batch_size] for i in range(0, len(places), batch_size)]
-    waiting = compute(groups[0])
-    for group, following in zip(groups, [*groups[1:], None], strict=True):
+
+def _mirrored(places: np.ndarray, size: int) -> np.ndarray:
+    """Where places beyond an axis lie when it is mirrored at its ends, as `np.pad` does."""
+    if size == 1:
+        return np.zeros_like(places)
+    places = places % (2 * size - 2)
+    return np.minimum(places, 2 * size - 2 - places)
+
+
+def _computed(
+    compute: Callable[[np.ndarray], Any], cut: Iterator[tuple[Any, np.ndarray]], batch_size: int
+) -> Iterator[tuple[Any, np.ndarray]]:
+    """Each place with what is computed of its tile, in batches of one shape."""
+    waiting: tuple[Any, Any] | None = None
+    while True:
+        group = list(islice(cut, batch_size))
+        tiles = [tile for _, tile in group]
+        filled = [*tiles, *tiles[-1:] * (batch_size - len(tiles))]
         # The device computes the next batch while the host writes this one down.
-        now, waiting = waiting, compute(following) if following else None
-        add(group, now)
-    return total if exact else total / divisor
+        now, waiting = (
+            waiting,
+            ([p for p, _ in group], compute(np.stack(filled))) if group else None,
+        )
+        if now:
+            yield from zip(now[0], np.asarray(now[1]), strict=False)
+        if not waiting:
+            return
 
 
 def _weights(axis: Axis, gaussian: bool) -> np.ndarray:

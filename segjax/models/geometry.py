@@ -3,6 +3,8 @@
 from collections.abc import Callable
 from typing import NamedTuple
 
+from jax.core import max_dim
+
 from segjax.errors import SegjaxError
 
 
@@ -29,7 +31,8 @@ class Geometry(NamedTuple):
 
     def fit(self, size: int) -> int:
         """The smallest input side that covers `size` pixels, as does its output."""
-        beyond = max(size + 2 * max(self.margin, 0) - self.minimum, 0)
+        # Not `max`, which cannot compare sizes that an export leaves open.
+        beyond = max_dim(size + 2 * max(self.margin, 0) - self.minimum, 0)
         return self.minimum + -(-beyond // self.step) * self.step
 
     def check(self, height: int, width: int) -> None:

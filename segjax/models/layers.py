@@ -4,13 +4,15 @@ The plain forms (`nn.max_pool`, `nn.ConvTranspose`, a dense bilinear deconvoluti
 mathematics and stand in the tests. This file knows no network.
 """
 
+from collections.abc import Callable
 from functools import cache, partial
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
+from jax.core import max_dim
 from jax.typing import DTypeLike
 
 from segjax.models.geometry import Span, deconv_span
@@ -44,10 +46,12 @@ def max_pool(x: jax.Array, *, ceil: bool = False) -> jax.Array:
         and PyTorch.
     """
     _, height, width, _ = x.shape
+    # Without a remainder: of sizes that an export leaves open, it would double their expressions.
     if ceil:
-        x = jnp.pad(x, ((0, 0), (0, height % 2), (0, width % 2), (0, 0)), constant_values=-jnp.inf)
+        rows, columns = (2 * ((side + 1) // 2) - side for side in (height, width))
+        x = jnp.pad(x, ((0, 0), (0, rows), (0, columns), (0, 0)), constant_values=-jnp.inf)
     else:
-        x = x[:, : height - height % 2, : width - width % 2]
+        x = x[:, : 2 * (height // 2), : 2 * (width // 2)]
     b, h, w, c = x.shape
     x = x.reshape(b, h // 2, 2, w // 2, 2, c)
     x = _larger(x[:, :, :, :, 0], x[:, :, :, :, 1])
@@ -220,23 +224,24 @@ def bilinear_matrix(
     offset: int,
     kernel: int | None = None,
     method: Method = "fixed",
-) -> np.ndarray:
+) -> jax.Array:
     """(outputs, inputs) float32 matrix of Caffe's bilinear deconvolution along one axis.
 
     Kernel side k, by default 2·stride, no padding, the first `offset` outputs cropped: output o
     lies at input p = (o + offset - (k - 1)/2) / stride, and M[o, i] = max(0, 1 - |p - i|).
     "fixed" counts missing neighbours as zero, so the outermost outputs fade; "bilinear" repeats the
-    edge, as a resize does; "nearest" takes the input nearest to p.
+    edge, as a resize does; "nearest" takes the input nearest to p. Computed on the device, so that
+    an export, whose sizes come later, is the same program.
 
     Source: `surgery.py` (upsample_filt) and `crop` layers of the FCN authors' code.
     """
     kernel = kernel or 2 * stride
-    p = (np.arange(outputs)[:, None] + offset - (kernel - 1) / 2) / stride
+    p = (jnp.arange(outputs)[:, None] + offset - (kernel - 1) / 2) / stride
     if method == "nearest":
-        p = np.floor(p + 0.5)
+        p = jnp.floor(p + 0.5)
     if method != "fixed":
-        p = np.clip(p, 0, inputs - 1)
-    return np.maximum(0, 1 - np.abs(p - np.arange(inputs))).astype(np.float32)
+        p = jnp.clip(p, 0, inputs - 1)
+    return jnp.maximum(0, 1 - abs(p - jnp.arange(inputs))).astype(jnp.float32)
 
 
 def bilinear_deconv(
@@ -271,7 +276,7 @@ def bilinear_deconv(
     return jnp.einsum("pw,bown->bopn", columns, x, precision="highest")
 
 
-def bilinear_kernel(side: int, channels: int) -> np.ndarray:
+def bilinear_kernel(side: int, channels: int) -> jax.Array:
     """`bilinear_deconv`'s kernel in full, (side, side, N, N) float32: zero off the diagonal."""
     line = bilinear_matrix(1, side, stride=(side + 1) // 2, offset=0, kernel=side)
     return (line * line.T)[:, :, None, None] * np.eye(channels, dtype=np.float32)
@@ -295,19 +300,18 @@ def deconv(
     Returns:
         (B, height, width, F).
     """
-    low = kernel.shape[0] - 1 - offset
-    highs = (
-        size + offset - 1 - stride * (n - 1)
-        for size, n in zip((height, width), x.shape[1:3], strict=True)
-    )
-    return jax.lax.conv_general_dilated(
+    side = kernel.shape[0]
+    y = jax.lax.conv_general_dilated(
         x,
         kernel[::-1, ::-1],
         window_strides=(1, 1),
-        padding=[(low, high) for high in highs],
+        padding=[(side - 1 - offset, side - 1)] * 2,
         lhs_dilation=(stride, stride),
         dimension_numbers=("NHWC", "HWIO", "NHWC"),
-    )
+    )[:, :height, :width]
+    # A convolution's padding must be a number, and here the sides may be left open by an export.
+    below, right = height - y.shape[1], width - y.shape[2]
+    return jnp.pad(y, ((0, 0), (0, below), (0, right), (0, 0)))
 
 
 @cache
@@ -348,6 +352,29 @@ def resize_matrix(
     return (matrix / matrix.sum(axis=1, keepdims=True)).astype(np.float32)
 
 
+def bilinear_lines(inputs: int, outputs: int, *, align_corners: bool) -> jax.Array:
+    """What `resize_matrix` gives for "bilinear" without antialiasing, also for sizes left open.
+
+    Computed on the device, so that an export, whose sizes come later, is the same program.
+    """
+    o = jnp.arange(outputs)[:, None]
+    if align_corners:
+        place, unit = o * (inputs - 1), max_dim(outputs - 1, 1)
+    else:
+        place, unit = (2 * o + 1) * inputs - outputs, 2 * outputs
+    place = jnp.clip(place, 0, (inputs - 1) * unit)  # in units of an input's width
+    weights = jnp.maximum(0, unit - abs(place - unit * jnp.arange(inputs)))
+    return weights.astype(jnp.float32) / jnp.float32(unit)
+
+
+def _nearest(inputs: int, outputs: int) -> Any:
+    """The index of the input that each output repeats; NumPy's where the sizes are known."""
+    xp: Any = np if isinstance(inputs, int) and isinstance(outputs, int) else jnp
+    # In float32 as PyTorch, whose rounding picks another neighbour at some sizes.
+    scale = xp.asarray(inputs / outputs, np.float32)
+    return (xp.arange(outputs, dtype=np.float32) * scale).astype(np.int32).clip(max=inputs - 1)
+
+
 def resize(
     x: jax.Array,
     height: int,
@@ -375,13 +402,14 @@ def resize(
     if (h, w) == (height, width):
         return x
     if method == "nearest":
-        # In float32 as PyTorch, whose rounding picks another neighbour at some sizes.
-        rows, columns = (
-            (np.arange(new, dtype=np.float32) * np.float32(old / new)).astype(int).clip(max=old - 1)
-            for old, new in ((h, height), (w, width))
+        return x[:, _nearest(h, height)][:, :, _nearest(w, width)]
+    matrix: Callable[[int, int], Any]
+    if method == "bilinear" and not antialias:
+        matrix = partial(bilinear_lines, align_corners=align_corners)
+    else:
+        matrix = partial(
+            resize_matrix, method=method, align_corners=align_corners, antialias=antialias
         )
-        return x[:, rows][:, :, columns]
-    matrix = partial(resize_matrix, method=method, align_corners=align_corners, antialias=antialias)
     rows, columns = matrix(h, height), matrix(w, width)
     # Batched products, matrices repeated: an einsum or a broadcasting matmul would transpose the
     # large map around its products (twice the time on a CPU).

@@ -1,6 +1,7 @@
 """One mesh, from a CPU to a pod: the batch is split over `data`, all else is everywhere."""
 
 import os
+import pickle
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
@@ -84,11 +85,16 @@ def prefetch(batches: Iterable[Any], mesh: Mesh, *, ahead: int = 2) -> Iterator[
     yield from waiting
 
 
-def sum_processes(counts: np.ndarray) -> np.ndarray:
-    """The sum over all processes of each one's int64 counts, on every process."""
-    # As bytes: JAX would make int32 of them.
-    everyones = np.asarray(multihost_utils.process_allgather(counts.view(np.uint8)))
-    return everyones.reshape(-1, counts.nbytes).view(np.int64).reshape(-1, *counts.shape).sum(0)
+def from_all_processes(thing: Any) -> list[Any]:
+    """What each process gives, by its number, on every process; of whatever pickle can write."""
+    if jax.process_count() == 1:
+        return [thing]
+    content = np.frombuffer(pickle.dumps(thing), np.uint8)
+    sizes = multihost_utils.process_allgather(np.array(content.size)).ravel()
+    padded = np.zeros(sizes.max(), np.uint8)  # all have to give arrays of one size
+    padded[: content.size] = content
+    everyones = multihost_utils.process_allgather(padded)
+    return [pickle.loads(row[:size].tobytes()) for row, size in zip(everyones, sizes, strict=True)]
 
 
 def wait_for_all(what: str) -> None:

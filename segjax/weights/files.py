@@ -123,14 +123,33 @@ _READERS: dict[str, Callable[[Path], dict[str, np.ndarray]]] = {
 }
 
 
-def save(path: str | Path, variables: Mapping[str, Any]) -> None:
+def save(
+    path: str | Path, variables: Mapping[str, Any], *, metadata: Mapping[str, str] | None = None
+) -> None:
     """Write variables to a .safetensors file under their paths, "params/down_0/conv_0/kernel".
 
-    `fill(variables, read(path), own(variables))` gives them back, bit for bit.
+    `fill(variables, read(path), own(variables))` gives them back, bit for bit; `read_metadata` what
+    was written beside them.
     """
     flat: Tensors = flatten_dict(dict(variables), sep="/")
     arrays = {name: np.ascontiguousarray(leaf) for name, leaf in flat.items()}
-    safetensors.numpy.save_file(arrays, path, metadata={"format": "segjax"})
+    told = {"format": "segjax", **(metadata or {})}
+    safetensors.numpy.save_file(arrays, path, metadata=told)
+
+
+def read_metadata(path: str | Path) -> dict[str, str]:
+    """What a .safetensors file says of its tensors, text by name.
+
+    Raises:
+        SegjaxError: there is no such file, or it is broken or of another kind.
+    """
+    if not Path(path).is_file():
+        raise SegjaxError(f"{path}: no such file.")
+    try:
+        with safetensors.safe_open(path, "numpy") as file:
+            return dict(file.metadata() or {})
+    except (safetensors.SafetensorError, OSError) as error:
+        raise SegjaxError(f"{path}: cannot be read: {error} Get the file again.") from error
 
 
 def own(variables: Mapping[str, Any]) -> Table:

@@ -11,6 +11,7 @@ import zlib
 import numpy as np
 import pytest
 import tifffile
+from lies import LIES
 from PIL import Image
 from tiny import TinyRecipe
 
@@ -62,6 +63,34 @@ def palette(path):
     image.save(path, transparency=b"\x00\x80\xff")
 
 
+def array(values):
+    """Writes an array as NumPy does, objects pickled."""
+    return lambda path: np.save(path, values, allow_pickle=True)
+
+
+class Runs:
+    """Where it is unpickled, a file appears."""
+
+    def __reduce__(self):
+        return os.mkdir, ("unpickled",)
+
+
+def cut_array(path):
+    np.save(path, PIXELS)
+    path.write_bytes(path.read_bytes()[:-1])
+
+
+def tiff(ifd, entries=b"", order=b"II*\0"):
+    """Writes a TIFF of one directory at byte `ifd`, made of bytes."""
+    return lambda path: path.write_bytes(order + struct.pack("<I", ifd) + entries)
+
+
+def square(side):
+    """A directory that says how large its picture is, and nothing more."""
+    entries = struct.pack("<HHIIHHII", 256, 4, 1, side, 257, 4, 1, side)
+    return struct.pack("<H", 2) + entries + struct.pack("<I", 0)
+
+
 FRAMES = [Image.fromarray(np.roll(PIXELS, i, 1)) for i in range(11)]
 
 # Name of the file -> what writes it, and what is told of it; None where it is labelled.
@@ -85,6 +114,21 @@ PICTURES = {
     "bits.png": (saved(np.full((9, 9), 60_000, np.uint16)), "16-bit picture"),
     "float.tif": (saved(np.full((9, 9), 0.5, np.float32)), "float picture"),
     "nan.tif": (saved(np.full((9, 9), np.nan, np.float32)), "float picture"),
+    "giga.tif": (LIES["gigapixels"][0], "no compression does that"),
+    "beyond.tif": (LIES["beyond the end"][0], "cannot be read"),
+    "noise.tif": (LIES["noise"][0], "cannot be read"),
+    "lack.tif": (LIES["a missing tile"][0], "cannot be read"),
+    "tiles.tif": (LIES["huge tiles"][0], "cannot be read"),
+    "nowhere.tif": (tiff(2**31), "cannot be read"),
+    "itself.tif": (tiff(8, struct.pack("<HI", 0, 8)), "which Pillow cannot open"),
+    "nothing.tif": (tiff(8, square(0)), "which Pillow cannot open"),
+    "claim.tif": (tiff(8, square(65_000)), "no compression does that"),
+    "pickle.npy": (array(np.array([[Runs()]], object)), "an array of object"),
+    "cutarray.npy": (cut_array, "says that it holds an array of shape"),
+    "fractions.npy": (array(PIXELS / 255), "an array of float64"),
+    "video.npy": (array(PIXELS[None]), "of shape (1, 12, 10, 3)"),
+    "not.npy": (saved(format="BMP"), None),
+    "picture.npy": (array(PIXELS), None),
     "dot.png": (saved(PIXELS[:1, :1]), None),
     "line.png": (saved(np.tile(PIXELS[:1], (1, 300, 1))), None),
     "cmyk.jpg": (saved(mode="CMYK"), None),
@@ -127,8 +171,11 @@ def test_each_is_labelled_or_told(name, trained, tmp_path, capsys, monkeypatch):
         assert ascii(name[:30])[1:-1] in ascii(printed.err) and "is done" not in printed.err
         assert not list(tmp_path.glob("out/*")) or name[0] == "l"
     else:
-        with Image.open(tmp_path / f"out/{path.stem}.png") as label, Image.open(path) as picture:
-            assert label.size == picture.size
+        with Image.open(tmp_path / f"out/{path.stem}.png") as label:
+            if path.name != "picture.npy":
+                with Image.open(path) as picture:
+                    assert label.size == picture.size
+    assert not (tmp_path / "unpickled").exists()
 
 
 def test_the_others_are_done(trained, tmp_path, capsys, monkeypatch):
@@ -211,14 +258,10 @@ def test_what_does_not_fit_the_memory_goes_by_tiles(trained, tmp_path, capsys, m
     assert f"{path}: 30×1100 pixels at once do not fit the memory; so by tiles." in printed.out
     assert re.search(r"^2 tiles of \d+×\d+ pixels, moved by", printed.out, re.MULTILINE)
     assert (tmp_path / "tiles/a.png").read_bytes() == (tmp_path / "whole/a.png").read_bytes()
-    monkeypatch.setattr(memory, "left_on_host", lambda: 100_000)
-    told = predict(capsys, path, *options, tmp_path / "no", fails=True).err
-    assert "the logits of 30×1100 pixels and 2 classes do not fit this machine's memory" in told
-    assert not (tmp_path / "no").exists()
 
 
 def test_what_the_compiler_counts_and_the_machine_has():
-    assert 2**20 < memory.left_on_host() <= memory.left()
+    assert 2**20 < 0.9 * memory.left_on_host() <= memory.left()
 
 
 def test_limits_of_control_groups_around_a_process(tmp_path):

@@ -42,7 +42,10 @@ def test_models_needs_no_jax():
     [
         ("evalute", "'evalute' is no verb. Did you mean 'evaluate'?"),
         ("show-augmnt", "Did you mean 'show-augment'?"),
-        ("zzz", "'zzz' is no verb. There are: audit, evaluate, models, predict, prepare"),
+        (
+            "zzz",
+            "There are: audit, evaluate, export, models, predict, prepare, report, serve, train",
+        ),
     ],
 )
 def test_a_mistyped_verb_is_answered(word, told, monkeypatch, capsys):
@@ -59,12 +62,12 @@ def test_help_lists_every_verb_and_completion_knows_them(monkeypatch, capsys):
             entry.main()
         told = capsys.readouterr().out
         assert not stopped.value.code
-        verbs = ("audit", "evaluate", "models", "predict", "prepare", "show-augment")
+        verbs = (*entry._VERBS, "show-augment")
         assert [verb for verb in verbs if verb not in told] == []
 
 
 def test_a_recipe_that_is_missing(monkeypatch, capsys):
-    for verb in ("audit", "show-augment"):
+    for verb in ("audit", "show-augment", "train"):
         monkeypatch.setattr(sys, "argv", ["segjax", verb, "none.py"])
         with pytest.raises(SystemExit):
             entry.main()

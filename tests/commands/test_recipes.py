@@ -77,6 +77,25 @@ def voc(tmp_path, monkeypatch):
     return tmp_path / "voc"
 
 
+def scores_of(home):
+    """What `evaluate` wrote, less what it took."""
+    scores = json.loads((home / "report/scores.json").read_text())
+    assert scores.pop("throughput").keys() == {"pictures_per_second", "device"}
+    return scores
+
+
+def assert_close(scores, others):
+    """Equal, but for calibration, which sees how logits are rounded in batches of another size."""
+    flat, other = (
+        jax.tree.leaves_with_path(x, is_leaf=lambda y: y is None) for x in (scores, others)
+    )
+    assert [path for path, _ in flat] == [path for path, _ in other]
+    for (path, got), (_, want) in zip(flat, other, strict=True):
+        if want is not None and "calibration" in jax.tree_util.keystr(path):
+            want = pytest.approx(want, rel=1e-2, abs=1e-3)
+        assert got == want, path
+
+
 def held_out_losses(home):
     records = read_metrics(home / "metrics.jsonl")
     return [record["loss"] for record in records if "mean_iou" in record]
@@ -94,8 +113,11 @@ def test_every_recipe_trains_evaluates_and_predicts(script, request, tmp_path, c
     told = capsys.readouterr().out
     assert "first step" in told and "mean_iou" in told
     report = {path.name for path in (home / "report").iterdir()}
-    assert report == {"scores.md", "scores.json", "curves.png", "preview.png", "overlays"}
-    scores = json.loads((home / "report/scores.json").read_text())
+    assert report == {
+        "scores.md", "scores.json", "pictures.csv", "curves.png", "reliability.png", "preview.png",
+        "overlays",
+    }  # fmt: skip
+    scores = scores_of(home)
     logged = [r["mean_iou"] for r in read_metrics(home / "metrics.jsonl") if "mean_iou" in r]
     assert len(logged) == 2 and scores["mean_iou"] == pytest.approx(max(logged), abs=0)
 
@@ -103,22 +125,22 @@ def test_every_recipe_trains_evaluates_and_predicts(script, request, tmp_path, c
     assert ("object_f1" in scores) == (folder == "nuclei")  # its masks number the objects
     assert ("others" in scores) == (name == "unet_nuclei")  # which names a baseline
     if "others" in scores:
-        assert scores["others"]["Otsu"].keys() == scores.keys() - {
-            "step", "split", "classes", "confusion", "others"
-        }  # fmt: skip
-        assert "| score | network | Otsu |" in (home / "report/scores.md").read_text()
+        logits = {"calibration_ece", "calibration_mce"}  # Otsu has none
+        assert scores["others"]["Otsu"].keys() == scores["intervals"].keys() - logits
+        told = (home / "report/scores.md").read_text()
+        assert "| score | network | 95 % interval | Otsu |" in told
 
     # Again: nothing left to train, the same scores; also for another batch size.
     run(name, "train", "--run", home, *small(name, *data))
     assert "at step 4 already, nothing is left to train" in capsys.readouterr().out
     run(name, "evaluate", "--run", home, "--batch-size", 16)
-    assert json.loads((home / "report/scores.json").read_text()) == scores
+    assert_close(scores_of(home), scores)
     capsys.readouterr()
     tile = ("--tile", {"unet": 24, "setr": 48}.get(name[:4], 64))
     run(name, "evaluate", "--run", home, *tile)
     plan = "what it would give" if "setr" in name else "those of the whole picture"
     assert plan in capsys.readouterr().out
-    tiled = json.loads((home / "report/scores.json").read_text())
+    tiled = scores_of(home)
     assert tiled["mean_iou"] == pytest.approx(scores["mean_iou"], abs=1e-4)
 
     picture = tmp_path / "odd.png"
@@ -381,6 +403,10 @@ def test_two_processes_train_as_one(tmp_path):
     counted = [np.sum(score["confusion"], axis=1).tolist() for score in scores]
     assert counted[0] == counted[1]  # every held-out pixel once
     assert scores[0]["mean_iou"] == pytest.approx(scores[1]["mean_iou"], abs=1e-3)
+    for name in ("id", "pixel_accuracy", "mean_boundary_iou"):  # each by the process that had it
+        (got, want) = ([picture[name] for picture in score["pictures"]] for score in scores)
+        assert len(got) == 9 and got == (want if name == "id" else pytest.approx(want, abs=1e-2))
+    assert sum(scores[0]["calibration"]["count"]) == sum(scores[1]["calibration"]["count"])
 
 
 def test_from_the_shell_twice_compiles_once_and_needs_the_folder_alone(tmp_path):

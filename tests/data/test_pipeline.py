@@ -183,12 +183,12 @@ def test_evaluation_pads_each_picture_to_the_smallest_canvas_that_holds_it(kind,
 def test_an_evaluation_compiles_once_a_canvas():
     predict = jax.jit(lambda images: jax.nn.one_hot(images[..., 0], 8))
     mesh, canvases = sharding.make_mesh(jax.devices()[:1]), [(2, 5), (3, 4)]
-    before = metrics._count_pairs._cache_size()
+    before = metrics._count_all._cache_size()
     for _ in range(2):
         batches = evaluation_batches(Numbers(7), batch_size=2, canvases=canvases)
         got = metrics.evaluate(predict, sharding.prefetch(batches, mesh), num_classes=8)
         np.testing.assert_array_equal(np.diag(got), [8, 12, 8, 12, 8, 12, 8, 0])
-    assert predict._cache_size() == metrics._count_pairs._cache_size() - before == 2
+    assert predict._cache_size() == metrics._count_all._cache_size() - before == 2
 
 
 def test_a_picture_larger_than_every_canvas_is_named():

@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from masks import VOID, pairs
 
 from segjax.errors import SegjaxError
 from segjax.evaluation import metrics
-from segjax.training import losses, sharding
+from segjax.training import sharding
 
 NAN = float("nan")
 
@@ -27,6 +28,7 @@ EXAMPLES = {
             "pixel_accuracy": 7 / 10,
             "mean_accuracy": (3 / 4 + 2 / 3) / 2,
             "mean_iou": (1 / 2 + 4 / 7) / 2,
+            "mean_dice": (6 / 9 + 8 / 11) / 2,
             "frequency_weighted_iou": 0.4 * 1 / 2 + 0.6 * 4 / 7,
         },
     ),
@@ -40,6 +42,7 @@ EXAMPLES = {
             "pixel_accuracy": 3 / 4,
             "mean_accuracy": 3 / 4,
             "mean_iou": 7 / 12,
+            "mean_dice": 11 / 15,
             "frequency_weighted_iou": 7 / 12,
         },
     ),
@@ -53,6 +56,7 @@ EXAMPLES = {
             "pixel_accuracy": 3 / 4,
             "mean_accuracy": 5 / 6,
             "mean_iou": 5 / 9,
+            "mean_dice": (4 / 5 + 1 + 0) / 3,
             "frequency_weighted_iou": 3 / 4,
         },
     ),
@@ -66,6 +70,7 @@ EXAMPLES = {
             "pixel_accuracy": 3 / 4,
             "mean_accuracy": 1 / 2,
             "mean_iou": 3 / 8,
+            "mean_dice": 3 / 7,
             "frequency_weighted_iou": 9 / 16,
         },
     ),
@@ -79,6 +84,7 @@ EXAMPLES = {
             "pixel_accuracy": NAN,
             "mean_accuracy": NAN,
             "mean_iou": NAN,
+            "mean_dice": NAN,
             "frequency_weighted_iou": NAN,
         },
     ),
@@ -99,7 +105,9 @@ def test_score_by_hand(confusion, name, expected):
 def test_summary_and_per_class_name_every_score():
     confusion, expected = EXAMPLES["two classes"]
     got = metrics.summary(np.array(confusion))
-    assert list(got) == ["mean_iou", "pixel_accuracy", "mean_accuracy", "frequency_weighted_iou"]
+    assert list(got) == [
+        "mean_iou", "pixel_accuracy", "mean_accuracy", "frequency_weighted_iou", "mean_dice"
+    ]  # fmt: skip
     assert all(type(score) is float for score in got.values())
     classes = metrics.per_class(np.array(confusion))
     assert list(classes) == ["iou", "precision", "recall", "f1"]
@@ -171,36 +179,52 @@ def test_evaluate_is_the_same_for_any_batch_size_order_and_devices(order, rows, 
     assert got.dtype == np.int64
 
 
-SUMMED = partial(losses.cross_entropy, reduction="sum")
-
-
-@settings(max_examples=8, deadline=None, derandomize=True)
-@given(st.permutations(range(RECORDS)), st.integers(1, 3), st.sampled_from(DEVICES))
-def test_the_loss_is_that_of_all_valid_pixels_for_any_batches(order, rows, devices):
-    confusion, loss = metrics.evaluate_with_loss(
-        lambda x: x.astype(jnp.float32) / 30,
-        batches(order, devices * rows, devices),
-        SUMMED,
-        num_classes=CLASSES,
-    )
-    logits, valid = IMAGES[LABELS != 255] / 30, LABELS[LABELS != 255]
-    slow = [np.log(np.exp(s).sum()) - s[y] for s, y in zip(logits, valid, strict=True)]
-    assert loss == pytest.approx(np.mean(slow), rel=1e-5)
-    assert confusion.sum() == len(slow)
-
-
-def test_the_loss_where_nothing_is_valid_is_nan():
-    batch = {"image": IMAGES, "label": np.full_like(LABELS, 255)}
-    confusion, loss = metrics.evaluate_with_loss(
-        lambda x: jnp.asarray(x, jnp.float32), [batch], SUMMED, num_classes=CLASSES
-    )
-    assert not confusion.any() and np.isnan(loss)
-
-
 def test_a_single_pictures_score_is_over_the_classes_that_it_has():
     confusion = np.array([[6, 0, 2], [0, 2, 0], [0, 0, 0]])
     assert metrics.mean_iou_of_present(confusion) == (6 / 8 + 1) / 2
     assert np.isnan(metrics.mean_iou_of_present(np.zeros((2, 2), int)))
+    found = metrics.picture_scores(metrics.class_counts(np.stack([confusion, 0 * confusion])))
+    np.testing.assert_allclose(found["mean_iou"], [(6 / 8 + 1) / 2, NAN])
+    np.testing.assert_allclose(found["dice"], [(12 / 14 + 1) / 2, NAN])
+    np.testing.assert_allclose(found["pixel_accuracy"], [8 / 10, NAN])
+
+
+@given(pair=pairs())
+@settings(max_examples=60, deadline=None)
+def test_scores_are_those_of_a_slow_loop(pair):
+    """Of sets of pixels, class by class, as the formulas are read aloud."""
+    truth, predicted = (label.ravel().tolist() for label in pair)
+    valid = [(t, p) for t, p in zip(truth, predicted, strict=True) if t != VOID]
+    iou, dice, recall, weighted = [], [], [], 0.0
+    for n in range(CLASSES):
+        true = {i for i, (t, _) in enumerate(valid) if t == n}
+        given = {i for i, (_, p) in enumerate(valid) if p == n}
+        if true | given:
+            iou.append(len(true & given) / len(true | given))
+            dice.append(2 * len(true & given) / (len(true) + len(given)))
+            weighted += len(true) / len(valid) * iou[-1]
+        if true:
+            recall.append(len(true & given) / len(true))
+    want = {
+        "mean_iou": np.mean(iou) if iou else NAN,
+        "pixel_accuracy": np.mean([t == p for t, p in valid]) if valid else NAN,
+        "mean_accuracy": np.mean(recall) if recall else NAN,
+        "frequency_weighted_iou": weighted if valid else NAN,
+        "mean_dice": np.mean(dice) if dice else NAN,
+    }
+    batch = [label[None] for label in pair]
+    confusion = np.asarray(metrics.confusion_matrix(*batch, num_classes=CLASSES), np.int64)
+    assert metrics.summary(confusion) == pytest.approx(want, nan_ok=True)
+
+
+def test_scores_of_many_matrices_are_those_of_each():
+    matrices = np.array(
+        [[[[3, 1], [2, 4]], [[0, 0], [5, 1]]], [[[7, 0], [0, 0]], [[1, 1], [1, 1]]]]
+    )
+    found = metrics.summary_of(metrics.class_counts(matrices))
+    for at in np.ndindex(2, 2):
+        want = metrics.summary(matrices[at])
+        assert {name: float(values[at]) for name, values in found.items()} == want
 
 
 def test_evaluate_passes_the_ignored_label_on():
@@ -212,7 +236,7 @@ def test_evaluate_passes_the_ignored_label_on():
 
 def test_evaluate_adds_up_beyond_int32(monkeypatch):
     most = np.array([2**31 - 1] * CLASSES**2 + [0], np.int32)
-    monkeypatch.setattr(metrics, "_count_pairs", lambda *_, **__: most)
+    monkeypatch.setattr(metrics, "_count_all", lambda *_, **__: most)
     for count in range(4):
         got = metrics.evaluate(
             lambda x: x, [{"image": IMAGES, "label": LABELS}] * count, num_classes=CLASSES
@@ -261,51 +285,6 @@ def test_a_network_of_other_classes_is_refused():
     batch = {"image": np.zeros((1, 2, 2, 3), np.uint8), "label": np.zeros((1, 2, 2), np.uint8)}
     with pytest.raises(SegjaxError, match="logits of 4 classes, expected 3"):
         metrics.evaluate(lambda images: jnp.zeros((1, 2, 2, 4)), [batch], num_classes=3)
-
-
-# Objects
-
-
-def test_objects_by_hand():
-    truth = np.array([[1, 1, 1, 0, 7], [1, 0, 0, 0, 7], [0, 0, 4, 4, 7]])
-    predicted = np.array([[2, 2, 2, 0, 1], [0, 0, 0, 0, 1], [0, 3, 3, 3, 0]])
-    # 3 of 4 pixels; 2 of 3; 2 of a union of 3
-    assert metrics.count_objects(truth, predicted).tolist() == [3, 3, 3]
-    predicted[2, 4] = 3  # 2 of a union of 4: half is too little
-    assert metrics.count_objects(truth, predicted).tolist() == [2, 3, 3]
-    scores = metrics.object_scores(np.array([2, 3, 4]))
-    assert scores == {"object_precision": 0.5, "object_recall": 2 / 3, "object_f1": 4 / 7}
-
-
-def test_two_objects_predicted_as_one_are_one_of_them_at_most():
-    truth = np.array([[1, 1, 1, 2, 2]], np.uint16)
-    assert metrics.count_objects(truth, truth > 0).tolist() == [1, 2, 1]
-    assert metrics.count_objects(np.array([[1, 1, 2, 2]]), np.ones((1, 4), int)).tolist() == [
-        0,
-        2,
-        1,
-    ]
-
-
-def test_objects_of_nothing():
-    nothing = np.zeros((2, 3), np.uint16)
-    assert metrics.count_objects(nothing, nothing).tolist() == [0, 0, 0]
-    assert all(np.isnan(score) for score in metrics.object_scores(np.zeros(3)).values())
-
-
-@given(st.integers(0, 2**32 - 1))
-@settings(max_examples=30, deadline=None)
-def test_objects_are_those_of_a_slow_count(seed):
-    rng = np.random.default_rng(seed)
-    truth = rng.integers(0, 4, (3, 4)).astype(np.uint16)
-    predicted = np.where(rng.random((3, 4)) < 0.7, truth, rng.integers(0, 4, (3, 4)))
-    found = 0
-    for a in set(truth.ravel()) - {0}:
-        for b in set(predicted.ravel()) - {0}:
-            both, either = (truth == a) & (predicted == b), (truth == a) | (predicted == b)
-            found += both.sum() > 0.5 * either.sum()
-    numbers = [len(set(x.ravel()) - {0}) for x in (truth, predicted)]
-    assert metrics.count_objects(truth, predicted).tolist() == [found, *numbers]
 
 
 def test_a_network_of_one_channel_is_scored_on_two_classes():

@@ -8,11 +8,15 @@ from rich.console import Console
 
 from segjax.errors import SegjaxError
 from segjax.evaluation.report import (
+    pictures_csv,
+    pictures_markdown,
     plot_curves,
+    plot_reliability,
     read_metrics,
     score_table,
     score_tables,
     scores_markdown,
+    worst_first,
 )
 
 CLASSES = ["ground", "[sky]", "a|b"]
@@ -66,6 +70,54 @@ def test_markdown_has_the_same_scores():
         "| [sky] | – | – |\n"
         "| a\\|b | 0.5000 | 0.6000 |\n"
     )
+
+
+def test_intervals_stand_beside_their_scores():
+    overall = OVERALL | {"mean_dice": 0.25}
+    intervals = {"mean_iou": (0.68123, 0.73), "mean_dice": (np.nan, np.nan)}
+    others = {"Otsu": {"mean_iou": 0.5}}
+    told = scores_markdown(CLASSES, PER_CLASS, overall, others, intervals).splitlines()
+    assert told[0] == "| score | network | 95 % interval | Otsu |"
+    assert told[2:5] == [
+        "| mean_iou | 0.7062 | 0.681 to 0.730 | 0.5000 |",
+        "| pixel_accuracy | – | – | – |",
+        "| mean_dice | 0.2500 | – | – |",
+    ]
+    console = Console(file=StringIO(), width=80)
+    for table in score_tables(CLASSES, PER_CLASS, overall, others, intervals, width=80):
+        console.print(table)
+    lines = [line.split() for line in console.file.getvalue().splitlines()]
+    assert ["mean_iou", "0.7062", "0.681", "to", "0.730", "0.5000"] in lines
+
+
+PICTURES = [
+    {"id": "a", "mean_iou": 0.5, "dice": 0.6},
+    {"id": "b", "mean_iou": np.nan, "dice": np.nan},
+    {"id": 'c,"|', "mean_iou": 0.25, "dice": 0.4},
+]
+
+
+def test_the_worst_picture_comes_first_and_what_has_no_score_last():
+    worst = worst_first(PICTURES)
+    assert [one["id"][0] for one in worst] == ["c", "a", "b"]
+    assert pictures_csv(worst) == 'id,mean_iou,dice\n"c,""|",0.25,0.4\na,0.5,0.6\nb,,\n'
+    assert pictures_markdown(worst[:2]) == (
+        "| worst pictures | mean_iou | dice |\n"
+        "| --- | ---: | ---: |\n"
+        '| c,"\\| | 0.2500 | 0.4000 |\n'
+        "| a | 0.5000 | 0.6000 |\n"
+    )
+
+
+def test_reliability_is_drawn_also_where_bins_are_empty(tmp_path):
+    bins = {"edges": np.linspace(0, 1, 5), "count": [0, 0, 30, 10]}
+    bins |= {"confidence": [np.nan, np.nan, 0.6, 0.9], "accuracy": [np.nan, np.nan, 0.5, 1.0]}
+    plot_reliability(bins | {"ece": 0.1, "mce": 0.1}, tmp_path / "some.png", title="a run")
+    assert has_colour(tmp_path / "some.png", ORANGE) and has_colour(tmp_path / "some.png", BLUE)
+    nothing = {name: [0] * 4 if name == "count" else [np.nan] * 4 for name in bins}
+    nothing |= {"edges": bins["edges"], "ece": np.nan, "mce": np.nan}
+    plot_reliability(nothing, tmp_path / "none.png")
+    assert not has_colour(tmp_path / "none.png", BLUE)
 
 
 def test_another_method_stands_beside():
