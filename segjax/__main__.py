@@ -1,8 +1,8 @@
-"""Evaluate and use trained networks, and look after their data. Training is a recipe's own verb:
-python experiments/unet_nuclei.py train.
+"""Train networks on folders of pictures and masks, evaluate and use them, and look after data.
+
+A recipe has verbs of its own: python experiments/unet_nuclei.py train.
 """
 
-import runpy
 import sys
 from importlib import import_module
 from pathlib import Path
@@ -11,19 +11,28 @@ from typing import Any
 import tyro
 
 import segjax
-from segjax.commands.command import command
+from segjax.commands.command import command, run_script
 from segjax.errors import SegjaxError
 
-# Each is a function in a module of segjax.commands, both of that name.
-_VERBS = ("audit", "evaluate", "export", "models", "predict", "prepare", "serve")
+# Each is a function in a module of segjax.commands, both of that name but for _MODULES.
+_VERBS = (
+    "audit",
+    "evaluate",
+    "export",
+    "models",
+    "predict",
+    "prepare",
+    "report",
+    "serve",
+    "train",
+)
+_MODULES = {"train": "train_folder"}  # `commands.train` trains a recipe
 
 
 def _run(recipe: Path, verb: str) -> None:
     if not recipe.is_file():
         raise SegjaxError(f"{recipe}: no such file. Name the script of a recipe.")
-    sys.argv = [str(recipe), verb, *sys.argv[3:]]
-    sys.path.insert(0, str(recipe.parent))  # as for a script that is run
-    runpy.run_path(str(recipe), run_name="__main__")
+    run_script(recipe, [verb, *sys.argv[3:]])
 
 
 @tyro.conf.configure(tyro.conf.PositionalRequiredArgs)
@@ -34,6 +43,16 @@ def _show_augment(recipe: Path) -> None:
         recipe: Its script; what follows are the script's options, such as --data and --out.
     """
     _run(recipe, "show-augment")
+
+
+@tyro.conf.configure(tyro.conf.PositionalRequiredArgs)
+def _train_recipe(recipe: Path) -> None:
+    """Train a recipe, by its own verb.
+
+    Args:
+        recipe: Its script; what follows are the script's options, such as --data and --run.
+    """
+    _run(recipe, "train")
 
 
 @tyro.conf.configure(tyro.conf.PositionalRequiredArgs)
@@ -55,13 +74,15 @@ def main() -> None:
     # Only the verb that is asked for is imported: `models` needs no JAX.
     asked = [verb for verb in _VERBS if argv[:1] == [verb]] or _VERBS
     verbs: dict[str, Any] = {
-        verb: getattr(import_module(f"segjax.commands.{verb}"), verb) for verb in asked
+        verb: getattr(import_module(f"segjax.commands.{module}"), module)
+        for verb, module in ((verb, _MODULES.get(verb, verb)) for verb in asked)
     }
     verbs["show-augment"] = _show_augment
-    if argv[:1] in (["evaluate"], ["export"], ["predict"], ["serve"]):
+    if argv[:1] in [[v] for v in ("evaluate", "export", "predict", "report", "serve", "train")]:
         segjax.use_compilation_cache()
-    if argv[1:] and argv[1].endswith(".py"):
-        verbs["audit"], argv = _audit_recipe, argv[:2]  # the options are the script's
+    if argv[1:] and argv[1].endswith(".py"):  # the options are the script's
+        verbs |= {"audit": _audit_recipe, "train": _train_recipe}
+        argv = argv[:2]
     command(verbs, description=__doc__, prog="segjax", argv=argv)
 
 

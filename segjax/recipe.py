@@ -55,12 +55,40 @@ _COUNTS = ("batch_size", "workers", "evaluate_every", "log_every")
 
 
 @dataclass(frozen=True, kw_only=True)
+class Published:
+    """A figure that a paper gives for what a recipe trains; `segjax report` shows it beside ours.
+
+    Args:
+        value: a fraction in 0–1, as our scores are.
+        metric: the score's name in report/scores.json: "mean_iou".
+        split: of which pictures.
+        source: where it stands: paper and table, or the authors' page.
+
+    Raises:
+        SegjaxError: the value is no fraction.
+    """
+
+    value: float
+    metric: str
+    split: str
+    source: str
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.value <= 1:
+            raise SegjaxError(
+                f"The published {self.metric} is {self.value}; expected a fraction in 0–1."
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
 class Recipe(abc.ABC):
     """What a training needs. A script adds fields of its own and says how they come together."""
 
     splits: ClassVar[tuple[Split, ...]] = ("train", "val")
     """What `source` is asked for: train, val and, where the data has one, test. Val chooses the
     best checkpoint; that one's scores on test are the ones to report."""
+    published: ClassVar[tuple[Published, ...]] = ()
+    """Figures of the paper, no option: published = (Published(value=0.627, …),)."""
 
     steps: int = 0
     """Training steps; 0 where epochs say it."""

@@ -307,6 +307,7 @@ MAKE_SOURCE = {
     "Weighted": lambda cls, path: cls(make_folder(Folder, path)),
     "TFDS": make_tfds,
     "Without": lambda cls, path: cls(make_folder(Folder, path), skipped=(1,)),
+    "Pieces": lambda cls, path: cls(make_folder(Folder, path), size=(20, 30)),
 }
 SOURCES = [
     cls

@@ -201,7 +201,7 @@ def known_extras():
 def is_cheap(argv):
     """Whether a verb takes no time here, or what it reads lies in the working folder."""
     verb, *rest = argv
-    if verb in {"audit", "evaluate", "predict"}:
+    if verb in {"audit", "evaluate", "predict", "report"}:
         return Path(rest[0]).is_dir()
     return verb in {"models", "--version", "--help", "--tyro-print-completion"}
 

@@ -48,12 +48,21 @@ LEAVES = {
         "segjax.inference.predict": {"segjax.inference.tiles"},
         "segjax.inference.export": {"segjax.inference.predict"},
     },
-    # The one pass counts for all scores; each of them still knows nothing of the others.
     "segjax.evaluation": {
+        # The one pass counts for all scores; each of them still knows nothing of the others.
         "segjax.evaluation.evaluator": {
             f"segjax.evaluation.{name}"
             for name in ("bootstrap", "boundary", "calibration", "metrics", "objects")
-        }
+        },
+        # A page has parts, and tells what results are.
+        "segjax.evaluation.page": {
+            f"segjax.evaluation.{name}"
+            for name in ("charts", "comparison", "confusion", "markup", "results")
+        },
+        "segjax.evaluation.confusion": {
+            f"segjax.evaluation.{name}" for name in ("comparison", "markup", "results")
+        },
+        "segjax.evaluation.comparison": {"segjax.evaluation.markup", "segjax.evaluation.results"},
     },
 }
 

@@ -11,7 +11,7 @@ from segjax.data.augment import random_flip
 from segjax.data.folder import Folder
 from segjax.models import Output
 from segjax.models.geometry import Geometry
-from segjax.recipe import Recipe, main
+from segjax.recipe import Published, Recipe, main
 
 
 class Tiny(nn.Module):
@@ -29,6 +29,8 @@ class Tiny(nn.Module):
 @dataclass(frozen=True, kw_only=True)
 class TinyRecipe(Recipe):
     """Two classes in pictures of 16×16 pixels."""
+
+    published = (Published(value=0.625, metric="mean_iou", split="val", source="nobody, Table 1"),)
 
     data: Path
     steps: int = 2

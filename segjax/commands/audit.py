@@ -20,16 +20,18 @@ from segjax.commands.trained import held_out
 from segjax.data import audit as auditing
 from segjax.data import audit_page, layouts, pipeline
 from segjax.data.audit import Audit
+from segjax.data.coding import Tally, propose
 from segjax.data.folder import Folder
 from segjax.data.labels import voc_palette
-from segjax.data.pictures import Ranges, Values, read_picture
+from segjax.data.pictures import IGNORE, Colour, Colours, Ranges, Values, read_picture
 from segjax.data.wrapper import bare
 from segjax.errors import SegjaxError
 from segjax.evaluation import visualise
 from segjax.training import losses
 
+CLASS_FILES = ("classes", "labels")  # lists of names, which are no splits
 # A value of Python as messages write it: a tuple, also of tuples, a string, a number or None.
-_LITERAL = r"\((?:[^()]|\([^()]*\))*\)|'[^']*'|None|\d+"
+_LITERAL = r"\((?:[^()]|\((?:[^()]|\([^()]*\))*\))*\)|'[^']*'|None|\d+"
 
 
 @tyro.conf.configure(tyro.conf.PositionalRequiredArgs)
@@ -41,6 +43,7 @@ def audit(
     channels: int = 3,
     ranges: Ranges = (),
     values: Values = (),
+    colours: Colours = (),
     instances: bool = False,
     images: str = "images",
     masks: str = "masks",
@@ -63,6 +66,8 @@ def audit(
         channels: Of a folder's pictures: 1 grey, 3 RGB, 4 RGBA; with --ranges any number.
         ranges: Lowest and highest of a folder's picture values, once or for each channel.
         values: Values of a folder's masks, each followed by its class: 255 1.
+        colours: Colours of a folder's masks, red, green and blue, each followed by its class:
+            255 0 0 1.
         instances: A folder's masks hold numbers of instances, 0 = background.
         images: The folder of pictures within the folder.
         masks: The folder of masks within it; it may be the same.
@@ -76,14 +81,14 @@ def audit(
         SegjaxError: there is no such data, or options that exclude each other.
     """
     is_run = (source / "recipe.json").exists()
-    of_files = (channels, ranges, values, instances, images, masks, endings, split, part)
-    plain = (3, (), (), False, "images", "masks", ("", ""), (), (None, None))
+    of_files = (channels, ranges, values, colours, instances, images, masks, endings, split, part)
+    plain = (3, (), (), (), False, "images", "masks", ("", ""), (), (None, None))
     described = classes or of_files != plain
     if is_run + bool(described) + bool(layout) > 1:
         raise SegjaxError(
             f"{source}: a run folder and a --layout know their pictures and masks. Drop --classes, "
-            "--channels, --ranges, --values, --instances, --images, --masks, --endings, --split "
-            "and --part; and --layout for a run folder."
+            "--channels, --ranges, --values, --colours, --instances, --images, --masks, "
+            "--endings, --split and --part; and --layout for a run folder."
         )
     if data and not is_run:
         raise SegjaxError(f"{source} is no run folder, whose data may have moved; drop --data.")
@@ -94,12 +99,14 @@ def audit(
     elif layout:
         sources = dict(layouts.splits(source, layout))
     else:
-        names = tuple(map(str, range(classes or (2 if instances else 255))))
+        mapped = [label for _, label in colours if label != IGNORE]
+        several = 2 if instances else max(mapped) + 1 if mapped else 255
+        names = tuple(map(str, range(classes or several)))
         try:
             whole = Folder(
                 source,
                 names,
-                voc_palette(len(names)),
+                palette_of(colours, len(names)),
                 values=values,
                 channels=channels,
                 images=images,
@@ -108,9 +115,10 @@ def audit(
                 part=part,
                 ranges=ranges,
                 instances=instances,
+                colours=colours,
                 complete=False,
             )
-            found = split or _splits(source / images, source)
+            found = split or find_splits(source / images, source)
             sources = {name: dataclasses.replace(whole, split=name) for name in found}
             audit_sources(sources or {source.name: whole}, out, where=source, as_options=True)
         except SegjaxError as error:
@@ -119,7 +127,13 @@ def audit(
     audit_sources(sources, out, where=source)
 
 
-def _splits(images: Path, root: Path) -> list[str]:
+def palette_of(colours: Colours, number: int) -> tuple[Colour, ...]:
+    """Of so many classes: the masks' own colours, the first of each; VOC's where there is none."""
+    own = {label: colour for colour, label in reversed(colours)}
+    return tuple(own.get(label, colour) for label, colour in enumerate(voc_palette(number)))
+
+
+def find_splits(images: Path, root: Path) -> list[str]:
     """The folders of pictures, and the lists: not every *.txt is one, a README is not."""
     stems = {path.stem for path in images.glob("*")}
     splits = {path.name for path in images.glob("*/")} if images.name else set()
@@ -127,7 +141,7 @@ def _splits(images: Path, root: Path) -> list[str]:
         first = path.read_text("utf-8-sig", errors="replace").strip().partition("\n")[0].strip()
         if {first, Path(first).stem} & stems:  # with a suffix, Folder tells how to write it
             splits.add(path.stem)
-        else:
+        elif path.stem not in CLASS_FILES:
             print(f"{path}: not taken for a split, for its first line names no picture.")
     return sorted(splits)
 
@@ -171,7 +185,8 @@ def audit_sources(
     found = auditing.audit(sources, track)
     if as_options:
         found = _told_in_options(found)
-    for part in audit_page.renderables(found):
+    parts = [*audit_page.renderables(found), *([_proposal(found)] if as_options else [])]
+    for part in filter(None, parts):
         rich.get_console().print(part, soft_wrap=True)  # or it would break names of files
     weights = {
         name: losses.class_weights(split.counts).tolist()
@@ -192,6 +207,21 @@ def audit_sources(
     print(f"\nLook at {out / 'audit.html'}; audit.json beside it lists all.")
     if found.failed:
         sys.exit(1)
+
+
+def _proposal(found: Audit) -> str:
+    """What to say of masks whose classes nobody has told; nothing where they may be taken as is."""
+    splits = [split for split in found.splits.values() if len(split.counts)]
+    rare = any(kind.what == auditing.RARE_VALUE.what for kind in found.findings)  # perhaps numbers
+    if len(found.classes) < IGNORE or not splits or rare:
+        return ""
+    counts = np.concatenate([split.counts for split in splits])
+    try:
+        coding = propose(Tally.of_counts(counts, sum(split.ignored for split in splits)))
+    except SegjaxError:
+        return ""  # the findings tell what is wrong
+    values = in_options(f"values={coding.values}") if coding.values else ""
+    return f"\nThe masks seem to hold {coding.why}: --classes {coding.classes} {values}".rstrip()
 
 
 def _lenient(source: pipeline.Source) -> pipeline.Source:

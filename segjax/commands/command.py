@@ -4,6 +4,7 @@ import difflib
 import errno
 import io
 import os
+import runpy
 import signal
 import socket
 import sys
@@ -11,6 +12,7 @@ import threading
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import tyro
@@ -122,6 +124,13 @@ def command(
     except KeyboardInterrupt:
         print("Interrupted.", file=sys.stderr)
         sys.exit(128 + signal.SIGINT)
+
+
+def run_script(script: Path, arguments: Sequence[str]) -> None:
+    """Run a recipe's script with options, as Python does that is given its file."""
+    sys.argv = [str(script), *arguments]
+    sys.path.insert(0, str(script.parent))
+    runpy.run_path(str(script), run_name="__main__")
 
 
 _format_others = warnings.formatwarning

@@ -20,9 +20,9 @@ if TYPE_CHECKING:
 def cost(recipe: "Recipe") -> None:
     """Compile the training step for the recipe's shapes, without data, and print what it takes."""
     mesh = sharding.make_mesh()
-    found = step_cost(*_step_in_shapes(recipe, mesh))
+    found = step_cost(*step_in_shapes(recipe, mesh))
     # Of a network without loops, for a loop's body is counted once.
-    flops = step_flops(*_step_in_shapes(recipe, mesh, unrolled=True)) / mesh.size
+    flops = step_flops(*step_in_shapes(recipe, mesh, unrolled=True)) / mesh.size
     table = Table(
         show_header=False,
         title=f"one training step of {recipe.batch_size} × {recipe.crop[0]}×{recipe.crop[1]} "
@@ -38,7 +38,7 @@ def cost(recipe: "Recipe") -> None:
     rich.print(table)
 
 
-def _step_in_shapes(
+def step_in_shapes(
     recipe: "Recipe", mesh: Mesh, *, unrolled: bool = False
 ) -> tuple[Callable[..., Any], State, dict[str, jax.ShapeDtypeStruct]]:
     """A recipe's training step, and the shapes of the state and of the batch that it takes."""

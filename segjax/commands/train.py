@@ -90,7 +90,8 @@ def train(recipe: "Recipe", folder: Path, *, name: str, restart: bool = False) -
             "palette": held_out.palette,
         }
         | _held_out(sources)
-        | ({"baseline": baseline} if baseline else {}),
+        | ({"baseline": baseline} if baseline else {})
+        | ({"published": [*map(dataclasses.asdict, of)]} if (of := recipe.published) else {}),
         defaults=_defaults(recipe),
         restart=restart,
     )

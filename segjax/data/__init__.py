@@ -16,3 +16,4 @@ from segjax.data.pipeline import train_batches as train_batches
 from segjax.data.shapes import Shapes as Shapes
 from segjax.data.tfds_source import TFDS as TFDS
 from segjax.data.weight_map import Weighted as Weighted
+from segjax.data.wrapper import Pieces as Pieces

@@ -17,7 +17,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from PIL import Image
 
-from segjax.data.pictures import IGNORE, shown
+from segjax.data.coding import Tally, told_colours
+from segjax.data.pictures import IGNORE, Codes, shown
 from segjax.data.pipeline import SCALED_TO_ONE, brightest, read_example
 from segjax.data.wrapper import Source, bare
 from segjax.errors import SegjaxError
@@ -26,6 +27,7 @@ Track = Callable[[Iterable[Any], str, int], Iterable[Any]]
 _SAMPLES = 16  # examples that `check` reads whole
 _TOLD = 5  # errors that `check` tells
 _FEW = 5  # masks, below which no value is rare
+_COLOUR_MASK = "colour mask"  # the kind of `Unusable`
 _ALIKE = 0.1  # pictures look alike whose fingerprints differ in less than this share of set bits
 
 
@@ -47,12 +49,14 @@ class Picture(NamedTuple):
 class Reading(NamedTuple):
     """What is kept of an example: its picture and int (256,) pixels by label, or what is wrong.
 
-    Of a picture whose mask cannot be used both `picture` and `error` are there.
+    Of a picture whose mask cannot be used both `picture` and `error` are there, and of a mask in
+    colour its colours.
     """
 
     picture: Picture | None
     counts: np.ndarray | None
     error: SegjaxError | None
+    colours: Codes | None = None
 
 
 class Case(NamedTuple):
@@ -90,7 +94,7 @@ _MOSTLY_IGNORED = Kind(
     "255 = ignore. If it means foreground, say values=((255, 1),). Else ask whether the rest is "
     "enough to learn from.",
 )
-_RARE_VALUE = Kind(
+RARE_VALUE = Kind(
     False,
     "value that few masks hold",
     "If it is no class, correct these masks, or ignore it as said. Of masks that number objects, "
@@ -250,10 +254,13 @@ def audit(sources: Mapping[str, Source], track: Track = lambda items, name, tota
     (classes,) = named
     cases: dict[Kind, list[Case]] = defaultdict(list)
     seen: list[_Seen] = []
-    splits = {}
+    colours, splits = Tally(), {}
     for name, source in sources.items():
         readings = track(read_all(source), name, len(source))
-        splits[name] = _audit_split(name, source, readings, cases, seen)
+        splits[name] = _audit_split(name, source, readings, cases, seen, colours)
+    if colours.masks:
+        kind = Kind(True, _COLOUR_MASK)
+        cases[kind._replace(advice=f"The {told_colours(colours)}.")] = cases.pop(kind)
     for name, split in splits.items():
         if split.pixels[0] and len(classes) > 1 and not split.pixels[1:].any():
             cases[_ONLY_ZERO].append(Case((), name))
@@ -276,8 +283,12 @@ def _audit_split(
     readings: Iterable[Reading],
     cases: dict[Kind, list[Case]],
     seen: "list[_Seen]",
+    colours: Tally,
 ) -> Split:
-    """What a split holds; what is wrong within it is added to `cases`, each picture to `seen`."""
+    """What a split holds; what is wrong within it is added to `cases`, each picture to `seen`.
+
+    What masks in colour hold is added to `colours`.
+    """
     num_classes, files = len(source.classes), bare(source)
     for problem in getattr(files, "unpaired", ()):
         cases[Kind(True, problem.kind)].append(Case((), str(problem)))
@@ -286,7 +297,9 @@ def _audit_split(
     histogram: np.ndarray = np.zeros((0, 256), np.int64)
     labels: list[np.ndarray] = []
     masks: list[Case] = []  # that are readable
-    for i, (picture, counts, error) in enumerate(readings):
+    for i, (picture, counts, error, coloured) in enumerate(readings):
+        if coloured is not None:
+            colours.add(coloured)
         if error:
             kind = Kind(True, getattr(error, "kind", "unusable example"))
             cases[kind].append(Case(((name, i),), str(error)))
@@ -311,7 +324,7 @@ def _audit_split(
     by_value = np.array(labels, np.int64).reshape(-1, 256)
     if num_classes == IGNORE:  # any value may be a class, or a slip
         for case in _rare_values(by_value, masks):
-            cases[_RARE_VALUE].append(case)
+            cases[RARE_VALUE].append(case)
     return Split(
         len(source),
         dict(sizes),
@@ -355,7 +368,8 @@ def _read(source: Source, i: int) -> Reading:
         example = read_example(source, i)
     except SegjaxError as error:
         # Without the traceback, which holds the decoded pictures.
-        return Reading(_read_picture_alone(source, i), None, error.with_traceback(None))
+        told = error.with_traceback(None)
+        return Reading(_read_picture_alone(source, i), None, told, _read_colours(source, i, told))
     label = Image.fromarray(example["label"])
     counts = np.array(label.histogram(), np.int64)  # faster than np.bincount
     return Reading(_picture(example["id"], example["image"]), counts, None)
@@ -366,6 +380,17 @@ def _read_picture_alone(source: Source, i: int) -> Picture | None:
     read = getattr(source, "picture_of", None)
     try:
         return read and _picture(*read(i))
+    except SegjaxError:
+        return None
+
+
+def _read_colours(source: Source, i: int, error: SegjaxError) -> Codes | None:
+    """The colours of a mask that is refused for being in colour, if the source can give them."""
+    read = getattr(source, "codes_of", None)
+    if read is None or getattr(error, "kind", "") != _COLOUR_MASK:
+        return None
+    try:
+        return read(i)
     except SegjaxError:
         return None
 

@@ -14,15 +14,19 @@ import numpy as np
 from PIL import Image
 
 from segjax.data.pictures import (
+    Codes,
+    Colours,
     Ranges,
     Unusable,
     Values,
     check_channels,
+    check_colours,
     check_palette,
     count_pages,
     label_table,
     mask_size,
     picture_size,
+    read_codes,
     read_instances,
     read_mask,
     read_picture,
@@ -82,6 +86,8 @@ class Folder:
             Without it, pictures of more than 8 bits are refused.
         instances: the masks hold numbers of instances, 0 = background and 1..65535; the two
             classes are background and object.
+        colours: `((red, green, blue), class)` of every colour in the masks, which are then read by
+            their colours; 255 = ignore.
         complete: every picture must have its mask, and every mask its picture. False leaves out
             what has no partner, which `unpaired` then tells.
 
@@ -103,16 +109,24 @@ class Folder:
     endings: tuple[str, str] = ("", "")
     ranges: Ranges = ()
     instances: bool = False
+    colours: Colours = ()
     complete: bool = True
 
     def __post_init__(self) -> None:
         check_channels(self.channels, self.ranges)
         label_table(len(self.classes), self.values)
+        check_colours(len(self.classes), self.colours)
         check_palette(f"Folder({self.root})", self.classes, self.palette)
-        if self.instances and (len(self.classes) != 2 or self.values):
+        if self.instances and (len(self.classes) != 2 or self.values or self.colours):
             raise SegjaxError(
                 f"Folder({self.root}): masks of instances have two classes, background and object, "
-                f"and no `values`; got {len(self.classes)} classes and values={self.values}."
+                f"and neither `values` nor `colours`; got {len(self.classes)} classes, "
+                f"values={self.values} and colours={self.colours}."
+            )
+        if self.values and self.colours:
+            raise SegjaxError(
+                f"Folder({self.root}): masks are read by their values or by their colours; got "
+                f"values={self.values} and colours={self.colours}. Drop one of the two."
             )
         # JSON gives a string and lists back; equality and hash need the types declared above
         for name, value in {
@@ -123,6 +137,7 @@ class Folder:
             "values": tuple(map(tuple, self.values)),
             "endings": tuple(self.endings),
             "ranges": tuple(map(tuple, self.ranges)),
+            "colours": tuple((tuple(colour), label) for colour, label in self.colours),
         }.items():
             object.__setattr__(self, name, value)
 
@@ -149,7 +164,9 @@ class Folder:
             example["instances"] = read_instances(pair.mask, pair.page)
             example["label"] = (example["instances"] > 0).astype(np.uint8)
         else:
-            example["label"] = read_mask(pair.mask, len(self.classes), self.values, pair.page)
+            example["label"] = read_mask(
+                pair.mask, len(self.classes), self.values, pair.page, self.colours
+            )
         _demand_same_size(pair, example["image"].shape, example["label"].shape)
         return example | {"id": pair.id}
 
@@ -162,6 +179,15 @@ class Folder:
         pair = self.pairs[i]
         return pair.id, read_picture(pair.image, self.channels, self.ranges, pair.page)
 
+    def codes_of(self, i: int, *, coloured: bool = False) -> Codes:
+        """What the mask of example i stores, before it is taken for classes; see `read_codes`.
+
+        Raises:
+            SegjaxError: the mask is broken, or cannot be one.
+        """
+        pair = self.pairs[i]
+        return read_codes(pair.mask, pair.page, coloured=coloured)
+
     def size_of(self, i: int) -> tuple[int, int]:
         """Height and width of example i, from the files' headers alone.
 
@@ -171,7 +197,7 @@ class Folder:
         """
         pair = self.pairs[i]
         size = picture_size(pair.image, self.channels, self.ranges, pair.page)
-        _demand_same_size(pair, size, mask_size(pair.mask, pair.page))
+        _demand_same_size(pair, size, mask_size(pair.mask, pair.page, coloured=bool(self.colours)))
         return size
 
     @property

@@ -8,8 +8,9 @@ import re
 import stat
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
+from functools import lru_cache
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 from PIL import Image, ImageFile, UnidentifiedImageError
@@ -20,9 +21,11 @@ IGNORE = 255
 _MODES = {1: "L", 3: "RGB", 4: "RGBA"}  # channels -> Pillow's mode
 _SHOWN = 5  # names or values listed in an error before "and N more"
 _BITS_PER_SAMPLE = 258  # the TIFF tag
+_BLENDS = 32  # so many unknown colours in a mask are those of smooth edges, not of classes
+_BY_COLOUR = "Say with `colours` which colour is which class; the verb audit proposes the table"
 _MASK_ADVICE = {  # Pillow's mode -> what to do with such a mask
-    "RGB": "Write each class's index in the place of its colour; of three equal channels, keep one",
-    "RGBA": "Remove its alpha, and write each class's index in the place of its colour",
+    "RGB": _BY_COLOUR,
+    "RGBA": _BY_COLOUR,
     "LA": "Remove its alpha",
     "F": "Store its values as integers",
 }
@@ -40,6 +43,8 @@ _NO_PICTURES = (  # how a file begins that no decoder knows -> what it is, and w
 File = str | Path | BinaryIO  # an open file is told in messages by its `str`
 Ranges = tuple[tuple[float, float], ...]
 Values = tuple[tuple[int, int], ...]
+Colour = tuple[int, int, int]
+Colours = tuple[tuple[Colour, int], ...]
 
 
 class Unusable(SegjaxError):
@@ -93,27 +98,50 @@ def read_picture(
     return pixels.reshape(*pixels.shape[:2], channels)
 
 
+class Codes(NamedTuple):
+    """What a mask stores, before any of it is taken for a class.
+
+    codes: (H, W) integers: the values, or with `coloured` red + 256 green + 65536 blue.
+    coloured: whether they are colours.
+    palette: of a palette picture, the colour's code of each of its values.
+    """
+
+    codes: np.ndarray
+    coloured: bool = False
+    palette: np.ndarray | None = None
+
+
 def read_mask(
-    path: File, num_classes: int, values: Values = (), page: int | None = None
+    path: File,
+    num_classes: int,
+    values: Values = (),
+    page: int | None = None,
+    colours: Colours = (),
 ) -> np.ndarray:
     """A mask as class indices: palette indices, 8- or 16-bit grey, or bilevel (0 and 1).
 
     255 = ignore, unless `values` says otherwise. With two classes, a mask of nothing but 0 and 255
     is refused until `values` names 255, for it nearly always means foreground, not ignore.
 
+    With `colours`, a mask of any mode is read by what it looks like: the colours of its palette,
+    grey as a colour of three equal parts.
+
     Args:
         path: a file that Pillow opens.
         num_classes: N, 1..255.
         values: `(stored value, class)`; a value that is not named keeps itself.
         page: of a file of several, from 0; None takes the file as one picture, or its first.
+        colours: `((red, green, blue), class)`, a class being 0..N-1 or 255 = ignore.
 
     Returns:
         uint8 (H, W) of 0..N-1 and 255, writable.
 
     Raises:
-        SegjaxError: the file is no picture or broken, is in colour, float or JPEG, or holds values
-            that are no class.
+        SegjaxError: the file is no picture or broken, is float or JPEG, is in colour without
+            `colours`, or holds values or colours that are no class.
     """
+    if colours:
+        return _read_colours(path, num_classes, colours, page)
     table = label_table(num_classes, values)
     stored = _stored(path, page)
     labels = table.take(stored)  # twice as fast as table[stored]
@@ -150,6 +178,37 @@ def read_instances(path: File, page: int | None = None) -> np.ndarray:
             integers beyond 16 bits.
     """
     return _stored(path, page).astype(np.uint16)
+
+
+def read_codes(path: File, page: int | None = None, *, coloured: bool = False) -> Codes:
+    """What a mask stores, be it values or colours: for who has to find out what they mean.
+
+    Args:
+        path: a file that Pillow opens.
+        page: of a file of several, from 0; None takes the file as one picture, or its first.
+        coloured: colours of a mask of values too, as `read_mask` takes it with `colours`.
+
+    Raises:
+        SegjaxError: the file is no picture or broken, is float or JPEG, or holds what no mask does:
+            integers or colours of more than 16 or 8 bits, transparent pixels.
+    """
+    with _opened(path, page) as image:
+        mode = image.mode
+    if coloured or mode in {"RGB", "RGBA"}:
+        return Codes(_colours(path, page), True)
+    stored = _stored(path, page)
+    if mode != "P":
+        return Codes(stored)
+    with _opened(path, page) as image:
+        of_each: np.ndarray = np.zeros((256, 3), np.int32)
+        rgb = np.array(image.getpalette("RGB"), np.int32).reshape(-1, 3)
+        of_each[: len(rgb)] = rgb
+    return Codes(stored, palette=of_each @ (1, 256, 65536))
+
+
+def colour_of(code: int) -> Colour:
+    """Red, green and blue of a code of `Codes`."""
+    return code & 255, code >> 8 & 255, code >> 16
 
 
 def check_channels(channels: int, ranges: Ranges) -> None:
@@ -208,6 +267,33 @@ def label_table(num_classes: int, values: Values) -> np.ndarray:
     return table
 
 
+def check_colours(num_classes: int, colours: Colours) -> None:
+    """Raise SegjaxError unless `read_mask` takes these."""
+    for i, pair in enumerate(colours):
+        fits = isinstance(pair, tuple | list) and len(pair) == 2
+        parts = pair[0] if fits and isinstance(pair[0], tuple | list) else ()
+        if len(parts) != 3 or not all(0 <= part <= 255 for part in parts):
+            raise SegjaxError(
+                f"colours={colours}: expected pairs of a colour and its class, such as "
+                "(((0, 0, 0), 0), ((255, 0, 0), 1)), each part of a colour 0..255."
+            )
+        known = 0 <= pair[1] < num_classes or pair[1] == IGNORE
+        if not known or tuple(parts) in [tuple(colour) for colour, _ in colours[:i]]:
+            raise SegjaxError(
+                f"colours={colours}: cannot map {tuple(parts)} to {pair[1]}. Expected each colour "
+                f"once, with a class 0..{num_classes - 1} or 255 = ignore."
+            )
+
+
+@lru_cache(maxsize=4)
+def _colour_table(colours: Colours) -> np.ndarray:
+    """int16 (2**24,): the class of each colour's code, -1 where there is none."""
+    table = np.full(1 << 24, -1, np.int16)
+    for (red, green, blue), label in colours:
+        table[red + 256 * green + 65536 * blue] = label
+    return table
+
+
 def picture_size(
     path: File, channels: int = 3, ranges: Ranges = (), page: int | None = None
 ) -> tuple[int, int]:
@@ -222,10 +308,13 @@ def picture_size(
         return image.height, image.width
 
 
-def mask_size(path: File, page: int | None = None) -> tuple[int, int]:
-    """Height and width of what `read_mask` would read, from the file's header alone."""
+def mask_size(path: File, page: int | None = None, *, coloured: bool = False) -> tuple[int, int]:
+    """Height and width of what `read_mask` would read, from the file's header alone.
+
+    `coloured` says that it would be given `colours`.
+    """
     with _opened(path, page) as image:
-        _check_mask_mode(image, path)
+        _check_mask_mode(image, path, coloured=coloured)
         return image.height, image.width
 
 
@@ -288,21 +377,65 @@ def _check_depth(image: ImageFile.ImageFile, path: File, page: int | None) -> No
         )
 
 
-def _check_mask_mode(image: Image.Image, path: File) -> None:
+def _check_mask_mode(image: ImageFile.ImageFile, path: File, *, coloured: bool = False) -> None:
     if image.format in {"JPEG", "MPO"}:
         raise Unusable(
             "JPEG mask",
             f"{path}: a JPEG, which changes class indices, most of all at borders. Make the mask "
             "anew as PNG from what it was drawn with: to convert this file does not mend it.",
         )
-    if image.mode not in {"1", "L", "P", "I"} and not image.mode.startswith("I;16"):
+    if coloured and (image.mode not in {"1", "L", "P", "RGB", "RGBA"} or _bits(image) > 8):
+        raise Unusable(
+            "mask without colours",
+            f"{path}: of mode {image.mode} and {_bits(image)} bits where colours of 8 bits are "
+            "expected. Save it as RGB, or do not pass `colours`.",
+        )
+    if not coloured and image.mode not in {"1", "L", "P", "I"} and image.mode[:4] != "I;16":
         kind = "float" if image.mode == "F" else "colour"
         raise Unusable(
             f"{kind} mask",
             f"{path}: a {kind} picture (mode {image.mode}) where class indices are expected. "
-            f"{_MASK_ADVICE.get(image.mode, 'Convert it')}. Save the mask as palette or 8-bit grey "
-            "PNG with the class index as pixel value.",
+            f"{_MASK_ADVICE.get(image.mode, 'Convert it')}. Or save the mask as palette or 8-bit "
+            "grey PNG with the class index as pixel value.",
         )
+
+
+def _read_colours(path: File, num_classes: int, colours: Colours, page: int | None) -> np.ndarray:
+    """A mask as class indices, by the colours that its pixels look."""
+    codes = _colours(path, page)
+    check_colours(num_classes, colours)
+    labels = _colour_table(tuple((tuple(colour), label) for colour, label in colours)).take(codes)
+    if labels.min() < 0:
+        found, counts = np.unique(codes[labels < 0], return_counts=True)
+        order = np.argsort(-counts, kind="stable")
+        told = shown(f"{colour_of(int(found[i]))} ({counts[i]} pixels)" for i in order)
+        blends = (
+            f" {len(found)} colours in one mask are the blends of smooth edges: draw it without "
+            "anti-aliasing, and resize masks by nearest neighbour."
+        )
+        raise Unusable(
+            "colours of no class",
+            f"{path}: mask colours (red, green, blue) {told} are in no class, {counts.sum()} of "
+            f"{labels.size} pixels. Correct the mask, or say what each colour means with "
+            "`colours`, where class 255 ignores it." + (blends if len(found) > _BLENDS else ""),
+        )
+    return labels.astype(np.uint8)
+
+
+def _colours(path: File, page: int | None) -> np.ndarray:
+    """The colours of a mask, int32 (H, W): red + 256 green + 65536 blue."""
+    with _opened(path, page) as image:
+        _check_mask_mode(image, path, coloured=True)
+        pixels = np.asarray(image.convert("RGBA"))
+    codes = np.ascontiguousarray(pixels).view("<u4")[..., 0]
+    # What lies under a transparent pixel is seen by nobody: an editor may leave anything there.
+    if (seen := codes >> 24).min() < 255:
+        raise Unusable(
+            "transparent mask",
+            f"{path}: {np.count_nonzero(seen < 255)} of {seen.size} pixels of this mask are "
+            "transparent. Lay it on a background of one colour, and save it without alpha.",
+        )
+    return (codes & 0xFFFFFF).astype(np.int32)
 
 
 def _stored(path: File, page: int | None) -> np.ndarray:

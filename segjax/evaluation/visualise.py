@@ -145,6 +145,46 @@ def errors(image: ArrayLike, truth: ArrayLike, prediction: ArrayLike) -> NDArray
     return marked
 
 
+def as_shown(image: ArrayLike) -> NDArray[np.uint8]:
+    """A picture as people look at it: of three channels, and a dark one brightened until its
+    greatest value is white, as by a longer exposure: microscopes use a fraction of the 256 values.
+
+    Args:
+        image: uint8 or float32 `(H, W, C)` in 0..255.
+
+    Returns:
+        uint8 `(H, W, 3)`.
+
+    Raises:
+        SegjaxError: the picture is malformed.
+    """
+    picture = _rgb(image)
+    return np.rint(picture * (255 / max(picture.max(), 1))).astype(np.uint8)
+
+
+def legend_entries(
+    labels: Sequence[ArrayLike], classes: Sequence[str], palette: ArrayLike
+) -> list["Entry"]:
+    """Names and colours of the classes that occur in label maps, and of void if it does.
+
+    Args:
+        labels: integer `(H, W)` each.
+        classes: N names.
+        palette: uint8 `(N, 3)`, RGB.
+
+    Raises:
+        SegjaxError: not as many names as colours.
+    """
+    if len(classes) != len(np.asarray(palette)):
+        raise SegjaxError(
+            f"expected a colour for each class, got {len(classes)} names and "
+            f"{len(np.asarray(palette))} colours."
+        )
+    names, table = [*classes, *["void"] * (VOID + 1 - len(classes))], _colour_table(palette)
+    present = sorted({int(i) for label in labels for i in np.unique(np.asarray(label))})
+    return [(names[i], tuple(table[i].tolist())) for i in present]
+
+
 def preview_sheet(rows: Sequence[Row], classes: Sequence[str], palette: ArrayLike) -> Image.Image:
     """Sets pictures, their truth, their prediction and its errors side by side, over a legend.
 
@@ -170,7 +210,7 @@ def preview_sheet(rows: Sequence[Row], classes: Sequence[str], palette: ArrayLik
     cells: list[list[Image.Image | None]] = []
     labels = []
     for image, truth, prediction, _ in rows:
-        picture = _brightened(_rgb(image))
+        picture = as_shown(image)
         shown = np.asarray(prediction)
         _check_same_size(picture, shown)
         if truth is not None:
@@ -186,7 +226,7 @@ def preview_sheet(rows: Sequence[Row], classes: Sequence[str], palette: ArrayLik
         columns = ["truth", "prediction", "errors"] if with_truth else ["prediction"]
         thumbnail = _thumbnail(picture, Image.Resampling.LANCZOS)
         cells.append([thumbnail, *(drawn.get(column) for column in columns)])
-    entries = _entries(labels, classes, palette)
+    entries = legend_entries(labels, classes, palette)
     if with_truth:
         entries.append(("wrong", WRONG_COLOUR))
     return _sheet(["picture", *columns], [row.caption for row in rows], cells, entries)
@@ -266,26 +306,12 @@ def _sheet(
     return sheet
 
 
-def _entries(
-    labels: Sequence[ArrayLike], classes: Sequence[str], palette: ArrayLike
-) -> list[Entry]:
-    """Names and colours of the classes that occur in label maps, and of void if it does."""
-    if len(classes) != len(np.asarray(palette)):
-        raise SegjaxError(
-            f"expected a colour for each class, got {len(classes)} names and "
-            f"{len(np.asarray(palette))} colours."
-        )
-    names, table = [*classes, *["void"] * (VOID + 1 - len(classes))], _colour_table(palette)
-    present = sorted({int(i) for label in labels for i in np.unique(np.asarray(label))})
-    return [(names[i], tuple(table[i].tolist())) for i in present]
-
-
 def _laid_entries(
     labels: Sequence[ArrayLike], classes: Sequence[str], palette: ArrayLike
 ) -> list[Entry]:
     """Those of the classes that `overlay` lays."""
     unlaid = (BACKGROUND_COLOUR, VOID_COLOUR)
-    return [entry for entry in _entries(labels, classes, palette) if entry[1] not in unlaid]
+    return [entry for entry in legend_entries(labels, classes, palette) if entry[1] not in unlaid]
 
 
 def _legend(entries: Sequence[Entry], width: int, font: ImageFont.FreeTypeFont) -> Image.Image:
@@ -343,11 +369,6 @@ def _rgb(image: ArrayLike) -> NDArray[np.uint8]:
         )
     pixels = np.rint(stored).astype(np.uint8)
     return np.repeat(pixels[..., :1], 3, axis=2) if pixels.shape[2] < 3 else pixels[..., :3]
-
-
-def _brightened(picture: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """As by a longer exposure: microscopes use a fraction of the 256 values."""
-    return np.rint(picture * (255 / max(picture.max(), 1))).astype(np.uint8)
 
 
 def _check_same_size(picture: NDArray[np.uint8], label: NDArray[np.integer]) -> None:

@@ -7,13 +7,13 @@ from typing import Any
 import jax
 import psutil
 
-_SHARE = 0.8  # of what is left that may be taken: convolutions have scratch space beside
+SHARE = 0.8  # of what is left that may be taken: convolutions have scratch space beside
 
 
 def fits(compiled: Any) -> bool:
     """Whether the memory holds what a compiled prediction takes beside its arguments."""
     found = compiled.memory_analysis()
-    return found.temp_size_in_bytes + found.output_size_in_bytes <= _SHARE * left()
+    return found.temp_size_in_bytes + found.output_size_in_bytes <= SHARE * left()
 
 
 def exhausted(error: jax.errors.JaxRuntimeError) -> bool:

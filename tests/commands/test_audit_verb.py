@@ -431,3 +431,50 @@ def test_pictures_of_many_channels_are_trained_on_and_predicted_by_their_ranges(
     tifffile.imwrite(outside, pixels + 4000, **options)
     with pytest.raises(SegjaxError, match=r"outside.tif: channel . holds values from"):
         predict(home, (outside,))
+
+
+def coloured(root, colours):
+    """Three masks of bands in these colours."""
+    for kind in ("images", "masks"):
+        (root / kind).mkdir(parents=True)
+    for i in range(3):
+        rows = np.repeat(np.array(colours, np.uint8), 4, 0)[:, None]
+        Image.fromarray(np.repeat(rows, 8, 1)).save(root / f"masks/{i}.png")
+        Image.new("RGB", (8, len(rows)), (i, i, i)).save(root / f"images/{i}.png")
+    return root
+
+
+def test_the_table_of_colour_masks_is_proposed_and_taken(tmp_path, capsys, monkeypatch):
+    folder = coloured(tmp_path / "data", [(255, 0, 0), (0, 0, 0), (255, 0, 0), (0, 9, 255)])
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as stopped:
+        audit(folder)
+    assert stopped.value.code == 1
+    told = " ".join(capsys.readouterr().out.split())
+    assert "3 colour masks hold 3 colours, by share of pixels: (0, 0, 0) 25.00%" in told
+    assert "--colours 0 0 0 0 255 0 0 1 0 9 255 2." in told
+    assert "hold 3 colours" in (tmp_path / "audit/audit.html").read_text()
+
+    audit(folder, "--colours", *map(str, (0, 0, 0, 0, 255, 0, 0, 1, 0, 9, 255, 255)))
+    told = capsys.readouterr().out
+    assert "50.00%" in told and "error" not in told
+
+
+def test_an_unknown_colour_is_told_by_file(tmp_path, capsys, monkeypatch):
+    folder = coloured(tmp_path / "data", [(255, 0, 0), (0, 0, 0)])
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit):
+        audit(folder, "--colours", "0", "0", "0", "0")
+    told = " ".join(capsys.readouterr().out.split())
+    assert "colours of no class (3)" in told and "(255, 0, 0) (32 pixels) are in no class" in told
+    assert "with --colours, where class 255 ignores it" in told
+
+
+def test_what_values_mean_is_proposed(tmp_path, capsys, monkeypatch):
+    folder = coloured(tmp_path / "data", [(255, 0, 0), (0, 0, 0)])
+    for path in (folder / "masks").iterdir():
+        Image.fromarray(np.asarray(Image.open(path))[..., 0] // 2).save(path)
+    monkeypatch.chdir(tmp_path)
+    audit(folder)
+    told = " ".join(capsys.readouterr().out.split())
+    assert "0 is the background, 127 the foreground: --classes 2 --values 127 1" in told

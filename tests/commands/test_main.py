@@ -44,7 +44,7 @@ def test_models_needs_no_jax():
         ("show-augmnt", "Did you mean 'show-augment'?"),
         (
             "zzz",
-            "'zzz' is no verb. There are: audit, evaluate, export, models, predict, prepare, serve",
+            "There are: audit, evaluate, export, models, predict, prepare, report, serve, train",
         ),
     ],
 )
@@ -62,21 +62,12 @@ def test_help_lists_every_verb_and_completion_knows_them(monkeypatch, capsys):
             entry.main()
         told = capsys.readouterr().out
         assert not stopped.value.code
-        verbs = (
-            "audit",
-            "evaluate",
-            "export",
-            "models",
-            "predict",
-            "prepare",
-            "serve",
-            "show-augment",
-        )
+        verbs = (*entry._VERBS, "show-augment")
         assert [verb for verb in verbs if verb not in told] == []
 
 
 def test_a_recipe_that_is_missing(monkeypatch, capsys):
-    for verb in ("audit", "show-augment"):
+    for verb in ("audit", "show-augment", "train"):
         monkeypatch.setattr(sys, "argv", ["segjax", verb, "none.py"])
         with pytest.raises(SystemExit):
             entry.main()

@@ -288,18 +288,18 @@ MISTAKES = {
     "RGB mask": (
         store("masks/a.png", RGB[:2, :5]),
         {},
-        r"^[^:]*a.png: a colour picture \(mode RGB\) where class .*index in the place of its "
-        r"colour; .*Save the mask as palette",
+        r"^[^:]*a.png: a colour picture \(mode RGB\) where class .*with `colours` which "
+        r"colour is which class; .*Or save the mask as palette",
     ),
     "RGBA mask": (
         store("masks/a.png", RGBA[:2, :5]),
         {},
-        r"a.png: a colour picture \(mode RGBA\) .*Remove its alpha, and write",
+        r"a.png: a colour picture \(mode RGBA\) .*with `colours` which",
     ),
     "LA mask": (
         store("masks/a.png", Image.fromarray(RGBA[:2, :5, [0, 3]])),
         {},
-        r"a.png: a colour picture \(mode LA\) .*Remove its alpha. Save",
+        r"a.png: a colour picture \(mode LA\) .*Remove its alpha. Or save",
     ),
     "JPEG mask": (
         lambda root: (remove("masks/a.png")(root), store("masks/a.jpg", LABEL)(root)),

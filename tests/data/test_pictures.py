@@ -286,3 +286,78 @@ def test_read_picture_channels(tmp_path):
 def test_missing_file_is_told(tmp_path):
     with pytest.raises(SegjaxError, match=r"a.png: cannot be read.*No such file"):
         read_mask(tmp_path / "a.png", 3)
+
+
+COLOURS = (((0, 0, 0), 0), ((255, 0, 0), 1), ((9, 8, 7), 255))
+
+
+@pytest.mark.parametrize("mode", ["RGB", "RGBA", "P"])
+def test_colours_become_classes(mode, tmp_path):
+    pixels = np.array([[(0, 0, 0), (255, 0, 0), (9, 8, 7)]], np.uint8)
+    picture = Image.fromarray(pixels)
+    picture = picture.quantize(3) if mode == "P" else picture.convert(mode)
+    picture.save(tmp_path / "a.png")
+
+    label = read_mask(tmp_path / "a.png", 2, colours=COLOURS)
+
+    assert label.dtype == np.uint8 and label.tolist() == [[0, 1, 255]]
+
+
+def test_colours_read_grey_and_bilevel_masks_by_what_they_look_like(tmp_path):
+    table = (((0, 0, 0), 0), ((255, 255, 255), 1))
+    for name, dtype in (("L", np.uint8), ("1", bool)):
+        Image.fromarray(np.array([[0, 1]], dtype) * dtype(255)).save(tmp_path / f"{name}.png")
+        assert read_mask(tmp_path / f"{name}.png", 2, colours=table).tolist() == [[0, 1]]
+
+
+def test_unknown_colours_are_told_commonest_first(tmp_path):
+    pixels = np.zeros((3, 4, 3), np.uint8)
+    pixels[0, :3], pixels[1, 0] = (1, 2, 3), (0, 255, 0)
+    Image.fromarray(pixels).save(tmp_path / "a.png")
+    with pytest.raises(
+        SegjaxError,
+        match=r"a.png: mask colours .* \(1, 2, 3\) \(3 pixels\), \(0, 255, 0\) \(1 pixels\) are in "
+        r"no class, 4 of 12 pixels.*`colours`",
+    ) as told:
+        read_mask(tmp_path / "a.png", 2, colours=COLOURS)
+    assert "smooth edges" not in str(told.value)
+
+
+def test_many_unknown_colours_are_told_to_be_smooth_edges(tmp_path):
+    reds = np.arange(256, dtype=np.uint8).reshape(16, 16, 1)
+    Image.fromarray(np.pad(reds, ((0, 0), (0, 0), (0, 2)))).save(tmp_path / "a.png")
+    with pytest.raises(SegjaxError, match="254 colours in one mask are the blends of smooth edges"):
+        read_mask(tmp_path / "a.png", 2, colours=COLOURS)
+
+
+def test_transparent_pixels_of_colour_masks_are_refused(tmp_path):
+    Image.new("RGBA", (4, 4), (255, 0, 0, 0)).save(tmp_path / "a.png")
+    with pytest.raises(SegjaxError, match="16 of 16 pixels of this mask are transparent"):
+        read_mask(tmp_path / "a.png", 2, colours=COLOURS)
+
+
+def test_colours_of_a_jpeg_are_refused(tmp_path):
+    Image.new("RGB", (4, 4)).save(tmp_path / "a.jpg")
+    with pytest.raises(SegjaxError, match="a JPEG, which changes class indices"):
+        read_mask(tmp_path / "a.jpg", 2, colours=COLOURS)
+
+
+def test_colours_of_sixteen_bits_are_refused(tmp_path):
+    Image.fromarray(np.zeros((4, 4), np.uint16)).save(tmp_path / "a.png")
+    with pytest.raises(SegjaxError, match="16 bits where colours of 8 bits are expected"):
+        read_mask(tmp_path / "a.png", 2, colours=COLOURS)
+
+
+@pytest.mark.parametrize(
+    "colours, told",
+    [
+        ((((0, 0, 0), 2),), r"cannot map \(0, 0, 0\) to 2.*class 0..1"),
+        ((((0, 0, 0), 0), ((0, 0, 0), 1)), r"cannot map \(0, 0, 0\) to 1.*each colour once"),
+        ((((0, 0), 0),), "expected pairs of a colour and its class"),
+        ((((0, 0, 256), 0),), r"each part of a colour 0\.\.255"),
+    ],
+)
+def test_tables_of_colours_are_checked(colours, told, tmp_path):
+    Image.new("RGB", (4, 4)).save(tmp_path / "a.png")
+    with pytest.raises(SegjaxError, match=told):
+        read_mask(tmp_path / "a.png", 2, colours=colours)

@@ -3,12 +3,14 @@
 from dataclasses import replace
 
 import numpy as np
+import pytest
 from PIL import Image
 
 from segjax.data.folder import Folder
 from segjax.data.shapes import Shapes
 from segjax.data.weight_map import Weighted
-from segjax.data.wrapper import Without, bare, without
+from segjax.data.wrapper import Pieces, Without, bare, cuts, without
+from segjax.errors import SegjaxError
 
 
 def make_folder(root, n):
@@ -48,3 +50,36 @@ def test_without_reaches_the_innermost():
     rest = without(Weighted(Weighted(source), w0=3), (1,))
     assert rest == Weighted(Weighted(Without(source, (1,))), w0=3)
     assert bare(rest) == Without(source, (1,))  # its examples are not those of `source`
+
+
+def test_cuts_are_few_equal_and_leave_nothing_out():
+    assert cuts(10, 4) == [slice(0, 3), slice(3, 7), slice(7, 10)]
+    assert cuts(4, 4) == [slice(0, 4)]
+
+
+def test_pieces_are_the_pictures_cut(tmp_path):
+    source = make_folder(tmp_path, 2)
+    pixels = np.random.default_rng(0).integers(0, 256, (7, 9, 3), np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "images/1.png")
+    Image.fromarray(np.eye(7, 9, dtype=np.uint8) * 255).save(tmp_path / "masks/1.png")
+    pieces = Pieces(source, (4, 5))
+
+    assert len(pieces) == 1 + 2 * 2
+    assert [piece["id"] for piece in pieces] == ["0", "1@0,0", "1@0,4", "1@4,0", "1@4,4"]
+    assert [pieces.size_of(i) for i in range(5)] == [piece["label"].shape for piece in pieces]
+    for name in ("image", "label"):
+        top, low = (np.concatenate([pieces[i][name] for i in two], 1) for two in ((1, 2), (3, 4)))
+        np.testing.assert_array_equal(np.concatenate([top, low]), source[1][name])
+    assert bare(Weighted(pieces)) is pieces and pieces.pairs[1:] == [source.pairs[1]] * 4
+    assert (pieces.files, pieces.classes, pieces.values) == (source.files, ("a",), ())
+
+
+def test_a_picture_that_cannot_be_read_is_one_piece_that_tells_why(tmp_path):
+    source = make_folder(tmp_path, 2)
+    (tmp_path / "images/0.png").write_bytes(b"")
+    pieces = Pieces(source, (1, 9))
+
+    assert len(pieces) == 3
+    with pytest.raises(SegjaxError, match="an empty file"):
+        pieces[0]
+    assert len(without(pieces, (0,))) == 2
