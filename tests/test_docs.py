@@ -18,6 +18,7 @@ import json
 import pkgutil
 import re
 import shlex
+import shutil
 import sys
 import types
 from pathlib import Path
@@ -96,8 +97,8 @@ def test_few_blocks_are_not_run():
 
 
 @pytest.fixture
-def home(tmp_path, monkeypatch):
-    """A working folder as a reader has it: the scripts, and a small data set of 0/255 masks."""
+def home(tmp_path, monkeypatch, trained):
+    """A working folder as a reader has it: scripts, a run, a small data set of 0/255 masks."""
     (tmp_path / "experiments").mkdir()
     for path in (ROOT / "experiments").iterdir():
         (tmp_path / "experiments" / path.name).symlink_to(path)
@@ -113,6 +114,9 @@ def home(tmp_path, monkeypatch):
         Image.fromarray(mask.astype(np.uint8) * 255).save(cells / f"masks/{name}.png")
     (cells / "train.txt").write_text("\n".join(names[:8]) + "\n")
     (cells / "val.txt").write_text("\n".join(names[8:]) + "\n")
+    (tmp_path / "new").mkdir()
+    shutil.copy(cells / "images/cell_00.png", tmp_path / "new/photo.png")
+    shutil.copytree(trained / "run", tmp_path / "runs/mine")
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.syspath_prepend(tmp_path / "experiments")
