@@ -26,6 +26,7 @@ class ImpatientProtocol(H11Protocol):
             self._timer = None
 
     def on_response_complete(self) -> None:
+        """Wait anew for a request, on a connection that stays open."""
         super().on_response_complete()
         if not self.transport.is_closing() and (self.cycle is None or self.cycle.response_complete):
             self._expect()
