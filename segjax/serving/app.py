@@ -32,7 +32,7 @@ from segjax.data.pictures import Ranges
 from segjax.errors import SegjaxError
 from segjax.evaluation import visualise
 from segjax.serving.batches import Batches, Label
-from segjax.serving.shapes import as_coco, as_geojson
+from segjax.serving.outlines import as_coco, as_geojson
 from segjax.serving.uploads import Limits, Refused, read_upload
 
 _PAGE = Path(__file__).with_name("page.html")

@@ -26,8 +26,8 @@ from segjax.commands.serve import make_server, serve
 from segjax.data.augment import Normalise
 from segjax.errors import SegjaxError
 from segjax.models import UNet
+from segjax.serving.outlines import decode_rle
 from segjax.serving.protocol import ImpatientProtocol
-from segjax.serving.shapes import decode_rle
 from segjax.serving.uploads import Limits
 
 RNG = np.random.default_rng(0)
