@@ -15,14 +15,8 @@ from PIL import Image
 from segjax.commands.strips import fingerprint, label_by_strips, told
 from segjax.commands.trained import Which, load
 from segjax.data.pictures import shown
-from segjax.data.rows import (
-    cloud_optimised,
-    georeference,
-    open_rows,
-    pages_of,
-    size_of,
-    write_tiff,
-)
+from segjax.data.rows import open_rows, pages_of, size_of
+from segjax.data.tiff_writer import cloud_optimised, georeference, write_tiff
 from segjax.errors import SegjaxError
 from segjax.evaluation import visualise
 from segjax.inference.predict import probabilities_of

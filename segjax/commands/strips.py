@@ -14,7 +14,8 @@ import numpy as np
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from segjax.commands.run import read_json, write_whole
-from segjax.data.rows import Rows, write_tiff
+from segjax.data.rows import Rows
+from segjax.data.tiff_writer import write_tiff
 from segjax.errors import SegjaxError
 from segjax.evaluation import visualise
 from segjax.inference.predict import probabilities_of

@@ -340,6 +340,11 @@ def _opened(path: File, page: int | None = None) -> Iterator[ImageFile.ImageFile
         yield image
 
 
+def begins_as_tiff(start: bytes) -> bool:
+    """Whether the first bytes of a file, four at least, are those of a TIFF or BigTIFF."""
+    return start[:4] in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
+
+
 def _is_tiff(path: File) -> bool:
     return Path(str(path)).suffix.lower() in {".tif", ".tiff"}
 
@@ -553,7 +558,7 @@ def _reason(path: File, error: Exception) -> str:
         if re.match(pattern, start, re.DOTALL):
             return told
     if isinstance(error, UnidentifiedImageError):
-        if not re.match(rb"II[*+]\0|MM\0[*+]", start):
+        if not begins_as_tiff(start):
             return "not a picture that Pillow can open. Convert it to PNG, or remove it."
         with _tiff(path, None) as samples:
             return (

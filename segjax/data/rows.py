@@ -1,14 +1,13 @@
-"""Pictures and label maps that are larger than memory, read and written some rows at a time.
+"""Pictures that are larger than memory, read some rows at a time.
 
 TIFFs are read piece by piece (tiles or strips, as they are stored), arrays of NumPy by their place
-in the file; what else Pillow opens is decoded whole, which its limit of pixels bounds. What is
-written are TIFFs of tiles, deflated, which every GIS and slide viewer opens.
+in the file; what else Pillow opens is decoded whole, which its limit of pixels bounds.
 """
 
 import os
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -19,6 +18,7 @@ from PIL import Image
 from segjax.data.pictures import (
     Ranges,
     Unusable,
+    begins_as_tiff,
     check_channels,
     count_pages,
     decoding,
@@ -33,11 +33,8 @@ _TARGETS = {1: "L", 3: "RGB", 4: "RGBA"}
 _WHITE_IS_ZERO, _PALETTE, _CMYK = 0, 3, 5  # TIFF's photometric interpretations
 _DEFLATE = {8, 32946}  # TIFF's compressions by zlib
 _REDUCED_OR_MASK = 1 | 4  # bits of TIFF's NewSubfileType
-# Where on the Earth a picture lies, and in which coordinates: GeoTIFF's six tags.
-_GEOREFERENCE = {33550: "d", 33922: "d", 34264: "d", 34735: "H", 34736: "d", 34737: "s"}
 _PIECE = 2**30  # bytes of a decoded tile or strip
 _DENSEST = 10_000  # bytes of pixels in a byte of a file; deflate's best is 1032
-_TILE = 512  # side of the tiles that are written
 
 
 class Rows(NamedTuple):
@@ -103,8 +100,11 @@ def size_of(
     if kind == "npy":
         with open_rows(path, channels, ranges) as rows:
             return rows.size
-    if kind == "tiff" and (found := _tiff_pages(path)):
-        return found[page or 0]
+    if kind == "tiff":
+        import tifffile
+
+        with suppress(SegjaxError), decoding(path), tifffile.TiffFile(path) as file:
+            return _size(file.pages[page or 0].aspage())
     return picture_size(path, channels, ranges, page)
 
 
@@ -123,120 +123,13 @@ def pages_of(path: Path) -> list[int]:
     return list(range(count_pages(path)))
 
 
-def georeference(path: Path, page: int | None = None) -> list[tuple[Any, ...]]:
-    """The tags of a GeoTIFF that say where it lies, for `write_tiff`; none of another file."""
-    with decoding(path):
-        if _kind(path) != "tiff":
-            return []
-    import tifffile
-
-    with decoding(path), tifffile.TiffFile(path) as file:
-        tags = file.pages[page or 0].tags  # type: ignore[union-attr]
-        return [
-            (code, kind, 0 if kind == "s" else tags[code].count, tags[code].value, True)
-            for code, kind in _GEOREFERENCE.items()
-            if code in tags
-        ]
-
-
-def write_tiff(
-    path: Path,
-    read: Callable[[int, int], np.ndarray],
-    size: tuple[int, int],
-    *,
-    bands: int = 0,
-    palette: Sequence[tuple[int, int, int]] = (),
-    description: str = "",
-    tags: Sequence[tuple[Any, ...]] = (),
-) -> None:
-    """Write a tiled, deflated TIFF some rows at a time; a BigTIFF from 2 GiB of pixels on.
-
-    Args:
-        path: the file, which is whole or not there.
-        read: (first, last) -> uint8 rows, (last - first, W), or (last - first, W, bands).
-        size: H and W.
-        bands: of each pixel; 0 for one that has no axis.
-        palette: of class indices, the colours to show them in; 255 is void.
-        description: the TIFF's own.
-        tags: further ones, as `georeference` gives them.
-
-    Raises:
-        SegjaxError: what `read` raises.
-        OSError: it cannot be written.
-    """
-    import tifffile
-
-    height, width = size
-    shape = (height, width, bands) if bands > 1 else (height, width)
-
-    def tiles() -> Iterator[np.ndarray]:
-        for top in range(0, height, _TILE):
-            rows = read(top, min(top + _TILE, height)).reshape(-1, *shape[1:])
-            for left in range(0, width, _TILE):
-                tile = np.zeros((_TILE, _TILE, *shape[2:]), np.uint8)
-                part = rows[:, left : left + _TILE]
-                tile[: part.shape[0], : part.shape[1]] = part
-                yield tile
-
-    unfinished = path.with_name(path.name + ".writing")
-    kind: dict[str, Any] = {"photometric": "minisblack"}
-    if bands > 1:
-        kind["planarconfig"] = "contig"
-    if palette:
-        table = np.zeros((256, 3), np.uint16)
-        table[: len(palette)] = palette
-        table[255] = (224, 224, 192)  # as in the masks of PASCAL VOC
-        kind = {"photometric": "palette", "colormap": table.T * 257}
-    try:
-        with tifffile.TiffWriter(unfinished, bigtiff=bands * height * width > 2**31) as file:
-            file.write(
-                tiles(),
-                shape=shape,
-                dtype=np.uint8,
-                tile=(_TILE, _TILE),
-                compression="zlib",
-                description=description or None,
-                metadata=None,
-                extratags=list(tags),
-                software="segjax",
-                **kind,
-            )
-        os.replace(unfinished, path)
-    finally:
-        unfinished.unlink(missing_ok=True)
-
-
-def cloud_optimised(path: Path) -> None:
-    """Make a TIFF of labels a Cloud-Optimised GeoTIFF, with reduced copies; needs rasterio.
-
-    Raises:
-        SegjaxError: rasterio is not installed, or cannot make it.
-    """
-    try:
-        import rasterio.shutil
-    except ImportError:
-        raise SegjaxError(
-            "A Cloud-Optimised GeoTIFF is written by rasterio: pip install 'segjax[geo]', or leave "
-            "it a plain TIFF."
-        ) from None
-    made = path.with_name(path.name + ".writing")
-    options = {"COMPRESS": "DEFLATE", "OVERVIEW_RESAMPLING": "NEAREST", "BIGTIFF": "IF_SAFER"}
-    try:
-        with rasterio.Env(GDAL_CACHEMAX=64):  # MiB; by default 5 % of the memory
-            rasterio.shutil.copy(path, made, driver="COG", **options)
-    except rasterio.errors.RasterioError as error:
-        made.unlink(missing_ok=True)
-        raise SegjaxError(f"{path}: rasterio makes no Cloud-Optimised GeoTIFF: {error}.") from error
-    os.replace(made, path)
-
-
 def _kind(path: Path) -> str:
     """`npy`, `tiff` or `other`, by how the file begins."""
     with path.open("rb") as file:
         start = file.read(6)
     if start == b"\x93NUMPY":
         return "npy"
-    return "tiff" if start[:4] in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+") else "other"
+    return "tiff" if begins_as_tiff(start) else "other"
 
 
 def _checked(

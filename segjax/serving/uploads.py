@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image
 
-from segjax.data.pictures import Ranges, picture_size, read_picture
+from segjax.data.pictures import Ranges, begins_as_tiff, picture_size, read_picture
 from segjax.errors import SegjaxError
 
 # Of all that Pillow opens, those whose decoders are in wide use: others start programs (EPS) or
@@ -64,8 +64,7 @@ class _Upload(io.BytesIO):
 
     def __init__(self, data: bytes) -> None:
         super().__init__(data)
-        tiff = data[:4] in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
-        self._told = "upload.tif" if tiff else "upload"
+        self._told = "upload.tif" if begins_as_tiff(data) else "upload"
 
     def __str__(self) -> str:
         return self._told

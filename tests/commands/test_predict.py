@@ -14,7 +14,7 @@ import segjax
 from segjax import segmenter
 from segjax.commands import predict as verb
 from segjax.commands import strips
-from segjax.data.rows import georeference
+from segjax.data.tiff_writer import georeference
 from segjax.inference import memory, views
 from segjax.recipe import main
 

@@ -1,7 +1,6 @@
-"""Pictures read by rows are those that `read_picture` reads; TIFFs are written by rows."""
+"""Pictures read by rows are those that `read_picture` reads."""
 
 import struct
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,14 +9,7 @@ from lies import LIES
 from PIL import Image
 
 from segjax.data.pictures import read_picture
-from segjax.data.rows import (
-    cloud_optimised,
-    georeference,
-    open_rows,
-    pages_of,
-    size_of,
-    write_tiff,
-)
+from segjax.data.rows import open_rows, pages_of, size_of
 from segjax.errors import SegjaxError
 
 RNG = np.random.default_rng(0)
@@ -25,11 +17,6 @@ PIXELS = np.kron(RNG.integers(0, 256, (15, 10, 3), np.uint8), np.ones((5, 5, 1),
 GREY, SIXTEEN = PIXELS[..., 0], (PIXELS[..., 0].astype(np.uint16) << 6)
 ALPHA = np.concatenate([PIXELS, PIXELS[..., :1]], -1)
 TILED = {"tile": (32, 16)}
-OF = (  # where a GeoTIFF lies
-    (33550, "d", 3, (0.5, 0.5, 0.0), True),
-    (33922, "d", 6, (0.0, 0.0, 0.0, 440720.0, 3751320.0, 0.0), True),
-    (34735, "H", 16, (1, 1, 0, 3, 1024, 0, 1, 1, 1025, 0, 1, 1, 3072, 0, 1, 32633), True),
-)
 
 
 def written(path, pixels, **options):
@@ -118,6 +105,16 @@ def test_pages_and_reduced_copies(tmp_path):
     assert pages_of(tmp_path / "b.png") == [0]
 
 
+def test_a_first_page_that_is_a_reduced_copy_has_a_size(tmp_path):
+    with tifffile.TiffWriter(tmp_path / "a.tif") as file:
+        file.write(PIXELS[::2, ::2], subfiletype=1)
+        file.write(PIXELS)
+    assert pages_of(tmp_path / "a.tif") == [1]
+    for page, size in ((None, (38, 25)), (0, (38, 25)), (1, (75, 50))):
+        with open_rows(tmp_path / "a.tif", page=page) as rows:
+            assert size_of(tmp_path / "a.tif", page=page) == rows.size == size
+
+
 @pytest.mark.parametrize("suffix", ["png", "webp", "gif"])
 def test_what_pillow_opens_is_decoded_whole(suffix, tmp_path):
     Image.fromarray(PIXELS).save(tmp_path / f"a.{suffix}")
@@ -193,86 +190,3 @@ def test_what_only_a_whole_decoding_gives_is_told(tmp_path):
         written(path, pixels, **options)
         with pytest.raises(SegjaxError, match=told), open_rows(path):
             pass
-
-
-# What is written
-
-
-@pytest.mark.parametrize("size", [(5, 7), (512, 512), (600, 1100)])
-def test_labels_are_written_by_rows(size, tmp_path):
-    labels = RNG.integers(0, 3, size, np.uint8)
-    labels[0, 0] = 255
-    read = []
-
-    def rows(first, last):
-        read.append(last - first)
-        return labels[first:last]
-
-    palette = ((0, 0, 0), (255, 0, 0), (0, 0, 255))
-    write_tiff(tmp_path / "a.tif", rows, size, palette=palette, description="three", tags=OF)
-    assert max(read) <= 512 and [path.name for path in tmp_path.iterdir()] == ["a.tif"]
-    with Image.open(tmp_path / "a.tif") as image:
-        assert image.mode == "P"
-        np.testing.assert_array_equal(image, labels)
-        colours = np.asarray(image.convert("RGB"))
-    np.testing.assert_array_equal(colours[labels == 2][:1], [[0, 0, 255]])
-    np.testing.assert_array_equal(colours[0, 0], [224, 224, 192])
-    with tifffile.TiffFile(tmp_path / "a.tif") as file:
-        page = file.pages[0]
-        assert page.tile == (512, 512) and page.compression == 8 and page.description == "three"
-    assert georeference(tmp_path / "a.tif") == list(OF)
-
-
-@pytest.mark.parametrize("bands", [1, 2, 3, 5])
-def test_bands_are_written_by_rows(bands, tmp_path):
-    values = RNG.integers(0, 256, (600, 530, bands), np.uint8)
-    write_tiff(tmp_path / "a.tif", lambda a, z: values[a:z], (600, 530), bands=bands)
-    np.testing.assert_array_equal(tifffile.imread(tmp_path / "a.tif").reshape(values.shape), values)
-
-
-def test_an_interrupted_writing_leaves_no_file(tmp_path):
-    def rows(first, last):
-        raise SegjaxError("no")
-
-    with pytest.raises(SegjaxError):
-        write_tiff(tmp_path / "a.tif", rows, (600, 600))
-    assert not (tmp_path / "a.tif").exists()
-
-
-def test_georeference_of_what_has_none(tmp_path):
-    assert georeference(written(tmp_path / "a.tif", GREY)) == []
-    Image.fromarray(GREY).save(tmp_path / "a.png")
-    assert georeference(tmp_path / "a.png") == []
-
-
-def test_rasterio_finds_the_label_in_its_place(tmp_path):
-    rasterio = pytest.importorskip("rasterio")
-    source = tmp_path / "a.tif"
-    options = {"width": 50, "height": 75, "count": 1, "dtype": "uint8", "driver": "GTiff"}
-    transform = rasterio.Affine(0.5, 0, 440720, 0, -0.5, 3751320)
-    with rasterio.open(source, "w", crs="EPSG:32633", transform=transform, **options) as file:
-        file.write(GREY, 1)
-    labels = (GREY > 99).astype(np.uint8)
-    write_tiff(
-        tmp_path / "b.tif",
-        lambda a, z: labels[a:z],
-        labels.shape,
-        palette=((0, 0, 0), (9, 8, 7)),
-        tags=georeference(source),
-    )
-    for _ in range(2):
-        with rasterio.open(tmp_path / "b.tif") as file:
-            assert file.crs == rasterio.CRS.from_epsg(32633) and file.transform == transform
-            np.testing.assert_array_equal(file.read(1), labels)
-            assert file.colormap(1)[1] == (9, 8, 7, 255)
-            layout = file.tags(ns="IMAGE_STRUCTURE").get("LAYOUT")
-        cloud_optimised(tmp_path / "b.tif")
-    assert layout == "COG"
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.tif", "b.tif"]
-
-
-def test_without_rasterio_it_is_told(tmp_path, monkeypatch):
-    monkeypatch.setitem(__import__("sys").modules, "rasterio", None)
-    monkeypatch.setitem(__import__("sys").modules, "rasterio.shutil", None)
-    with pytest.raises(SegjaxError, match=r"pip install 'segjax\[geo\]'"):
-        cloud_optimised(Path("a.tif"))
