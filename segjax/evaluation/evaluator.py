@@ -7,7 +7,7 @@ pictures that a bootstrap draws are one function, of other sums; and they are th
 and order of batches, and any number of devices.
 """
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -154,12 +154,18 @@ def evaluate(
     records, rows = [np.zeros(0, int)], [{"counts": np.zeros((0, 3, num_classes), np.int32)}]
     count = partial(_count, num_classes=num_classes, ignore_label=ignore_label, loss=summed_loss)
 
-    def add(batch: Mapping[str, Any], counted: dict[str, Any]) -> None:
+    def counted_batches() -> Iterator[tuple[Mapping[str, Any], dict[str, Any]]]:
+        for batch in batches:
+            logits = predict(batch["image"])
+            metrics.check_classes(logits.shape[-1], num_classes)
+            yield batch, _by_strips(count, logits, batch["label"])
+
+    for batch, counted in metrics.one_late(counted_batches()):
         metrics.check_inside(int(counted.pop("outside")), num_classes, labels=batch["label"])
         record, labels = _own(batch["record"]), counted.pop("predicted")
         here = {name: _own(values)[record >= 0] for name, values in counted.items()}
         pairs = here.pop("pairs").reshape(-1, num_classes, num_classes)
-        confusion[:] += pairs.sum(0, dtype=np.int64)
+        confusion += pairs.sum(0, dtype=np.int64)
         here["counts"] = metrics.class_counts(pairs).astype(np.int32)
         here["calibration"] = calibration.counts_of(here["calibration"])
         if inspect:
@@ -168,17 +174,6 @@ def evaluate(
             here |= {name: np.stack([one[name] for one in more]) for name in (more or [{}])[0]}
         records.append(record[record >= 0])
         rows.append(here)
-
-    pending = None
-    for batch in batches:
-        logits = predict(batch["image"])
-        metrics.check_classes(logits.shape[-1], num_classes)
-        counted = _by_strips(count, logits, batch["label"])
-        if pending is not None:  # fetched a batch late, so that the device never waits
-            add(*pending)
-        pending = batch, counted
-    if pending is not None:
-        add(*pending)
     return _sorted(np.concatenate(records), confusion, rows)
 
 

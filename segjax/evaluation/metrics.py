@@ -8,9 +8,10 @@ These are what is kept of each picture (`segjax.evaluation.evaluator`), and func
 `_of` take them, of one picture or of any number at once.
 """
 
-from collections.abc import Callable, Iterable, Mapping
+import itertools
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar, cast
 
 import jax
 import jax.numpy as jnp
@@ -19,6 +20,8 @@ from jax.typing import ArrayLike
 
 from segjax.errors import SegjaxError, held
 from segjax.inference.predict import labels_of
+
+T = TypeVar("T")
 
 
 def confusion_matrix(
@@ -131,26 +134,26 @@ def evaluate(
     Raises:
         SegjaxError: the network has another number of classes, or a label is outside of them.
     """
+    options = {"num_classes": num_classes, "ignore_label": ignore_label}
+
+    def counted() -> Iterator[tuple[Any, jax.Array]]:
+        for batch in batches:
+            logits = predict(batch["image"])
+            check_classes(logits.shape[-1], num_classes)
+            yield batch["label"], _count_all(batch["label"], labels_of(logits), **options)
+
     pairs = np.zeros(num_classes**2, np.int64)
-
-    def add(labels: Any, counts: Any) -> None:
-        counted = np.asarray(counts)
-        check_inside(int(counted[-1]), num_classes, labels=labels)
-        pairs[:] += counted[:-1]
-
-    pending = None
-    for batch in batches:
-        logits, labels = predict(batch["image"]), batch["label"]
-        check_classes(logits.shape[-1], num_classes)
-        if pending is not None:  # fetched a batch late, so that the device never waits
-            add(*pending)
-        counts = _count_all(
-            labels, labels_of(logits), num_classes=num_classes, ignore_label=ignore_label
-        )
-        pending = labels, counts
-    if pending is not None:
-        add(*pending)
+    for labels, counts in one_late(counted()):
+        of_batch = np.asarray(counts)
+        check_inside(int(of_batch[-1]), num_classes, labels=labels)
+        pairs += of_batch[:-1]
     return pairs.reshape(num_classes, num_classes)
+
+
+def one_late(made: Iterable[T]) -> Iterator[T]:
+    """Each item once the next one is made too, so that the device never waits for the host."""
+    for item, _ in itertools.pairwise(itertools.chain(made, [None])):
+        yield cast(T, item)
 
 
 def class_counts(matrices: np.ndarray) -> np.ndarray:

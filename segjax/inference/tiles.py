@@ -10,7 +10,7 @@ pixels are no multiple of the stride, 16; sliding windows as in SETR (Zheng et a
 
 import math
 from collections.abc import Callable, Iterator
-from itertools import groupby, islice
+from itertools import chain, groupby, islice, pairwise
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -314,20 +314,17 @@ def _computed(
     compute: Callable[[np.ndarray], Any], cut: Iterator[tuple[Any, np.ndarray]], batch_size: int
 ) -> Iterator[tuple[Any, np.ndarray]]:
     """Each place with what is computed of its tile, in batches of one shape."""
-    waiting: tuple[Any, Any] | None = None
-    while True:
-        group = list(islice(cut, batch_size))
-        tiles = [tile for _, tile in group]
-        filled = [*tiles, *tiles[-1:] * (batch_size - len(tiles))]
-        # The device computes the next batch while the host writes this one down.
-        now, waiting = (
-            waiting,
-            ([p for p, _ in group], compute(np.stack(filled))) if group else None,
-        )
-        if now:
-            yield from zip(now[0], np.asarray(now[1]), strict=False)
-        if not waiting:
-            return
+
+    def batches() -> Iterator[tuple[Any, Any]]:
+        while group := list(islice(cut, batch_size)):
+            places, tiles = zip(*group, strict=True)
+            filled = [*tiles, *tiles[-1:] * (batch_size - len(tiles))]
+            yield places, compute(np.stack(filled))
+
+    now: Any
+    # The device computes the next batch while the host writes this one down.
+    for now, _ in pairwise(chain(batches(), [None])):
+        yield from zip(now[0], np.asarray(now[1]), strict=False)
 
 
 def _weights(axis: Axis, gaussian: bool) -> np.ndarray:
