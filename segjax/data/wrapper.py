@@ -35,6 +35,16 @@ class Wrapper:
         return self.source.palette
 
     @property
+    def ranges(self) -> tuple[tuple[float, float], ...]:
+        """The source's, if it has any."""
+        return self.source.ranges
+
+    @property
+    def values(self) -> tuple[tuple[int, int], ...]:
+        """The source's, if it has any."""
+        return self.source.values
+
+    @property
     def files(self) -> list[Path]:
         """The source's, if it has any."""
         return self.source.files
@@ -53,16 +63,6 @@ class Without(Wrapper):
     """
 
     skipped: tuple[int, ...]
-
-    @property
-    def ranges(self) -> tuple[tuple[float, float], ...]:
-        """The source's, if it has any."""
-        return self.source.ranges
-
-    @property
-    def values(self) -> tuple[tuple[int, int], ...]:
-        """The source's, if it has any."""
-        return self.source.values
 
     @property
     def pairs(self) -> list[Any]:
@@ -100,16 +100,6 @@ class Pieces(Wrapper):
     """
 
     size: tuple[int, int]
-
-    @property
-    def ranges(self) -> tuple[tuple[float, float], ...]:
-        """The source's, if it has any."""
-        return self.source.ranges
-
-    @property
-    def values(self) -> tuple[tuple[int, int], ...]:
-        """The source's, if it has any."""
-        return self.source.values
 
     @property
     def pairs(self) -> list[Any]:
