@@ -200,10 +200,9 @@ class Segmenter:
         """
         plan = self.plan_strips(size, tile=tile, views=views)
         put = partial(sharding.put, mesh=sharding.make_mesh(jax.local_devices()))
-        if views:
-            forward = compose(views, lambda images: self._whole(self._on_device, put(images)))
-        else:
-            forward = lambda images: self._forward(self._on_device, put(images))  # noqa: E731
+        # Views are given whole pictures and give whole ones; alone, a tile's margin may be lost.
+        network = self._whole if views else self._forward
+        forward = compose(views, lambda images: network(self._on_device, put(images)))
         for first, strip in tiles.strips(
             forward,
             lambda first, last: read(first, last)[None],

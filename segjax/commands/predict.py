@@ -12,14 +12,13 @@ import numpy as np
 import tyro
 from PIL import Image
 
-from segjax.commands.strips import fingerprint, label_by_strips, told
+from segjax.commands.strips import fingerprint, in_bytes, label_by_strips, told
 from segjax.commands.trained import Which, load
 from segjax.data.pictures import shown
 from segjax.data.rows import open_rows, pages_of, size_of
 from segjax.data.tiff_writer import cloud_optimised, georeference, write_tiff
 from segjax.errors import SegjaxError
 from segjax.evaluation import visualise
-from segjax.inference.predict import probabilities_of
 from segjax.inference.views import With, parse
 from segjax.segmenter import Segmenter
 
@@ -214,8 +213,8 @@ def _check_names(pictures: Iterable[_Picture], out: Path, *, probabilities: bool
     """Raise SegjaxError where two pictures would be written to one file."""
     written: dict[str, Path] = {}
     for path, _, name in pictures:
-        more = [f"{name}_probabilities.png"] if probabilities else []
-        for file in (f"{name}.png", f"{name}_overlay.png", *more):
+        more = [f"{name}_probabilities.tif"] if probabilities else []
+        for file in (f"{name}.png", f"{name}.tif", f"{name}_overlay.png", *more):
             if file in written:
                 raise SegjaxError(
                     f"Several pictures would be written to {out / file}: {written[file]} and "
@@ -282,8 +281,7 @@ def _whole(
     logits = trained.logits(image[None], tile=ways.tile, gaussian=ways.gaussian, views=ways.views)[
         0
     ]
-    shares = np.asarray(probabilities_of(logits)) if ways.probabilities else None
-    return trained.labels_of(logits), shares
+    return trained.labels_of(logits), in_bytes(logits) if ways.probabilities else None
 
 
 def _write(
@@ -307,7 +305,6 @@ def _write(
     visualise.with_legend(overlay, labels, classes, palette).save(files[1])
     if shares is not None:
         files.append(target.with_name(f"{target.name}_probabilities.tif"))
-        quantised = np.rint(255 * shares).astype(np.uint8)
         bands = len(classes)
-        write_tiff(files[2], lambda a, z: quantised[a:z], labels.shape, bands=bands, **described)
+        write_tiff(files[2], lambda a, z: shares[a:z], labels.shape, bands=bands, **described)
     return files

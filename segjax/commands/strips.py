@@ -74,8 +74,7 @@ def label_by_strips(
         labels = segmenter.labels_of(logits)[..., None]
         if not probabilities:
             return labels
-        shares = np.rint(255 * np.asarray(probabilities_of(logits))).astype(np.uint8)
-        return np.concatenate([labels, shares], -1)
+        return np.concatenate([labels, in_bytes(logits)], -1)
 
     with partial.open("r+b" if start else "w+b") as file, _bar(height, start) as advance:
         for first, strip in segmenter.strips(
@@ -192,6 +191,11 @@ def _write(
             tags=tags,
         )
     return written
+
+
+def in_bytes(logits: Any) -> np.ndarray:
+    """The probabilities of logits (…, N) as they are written: uint8, 0–255 for 0–1."""
+    return np.rint(255 * np.asarray(probabilities_of(logits))).astype(np.uint8)
 
 
 def told(classes: Any) -> str:
