@@ -5,14 +5,14 @@ import warnings
 from collections.abc import Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import tyro
 from numpy.typing import NDArray
 
-from segjax.commands.run import Run, read_json, write_whole
-from segjax.commands.trained import Which, check_folder, held_out, load_step, moved
+from segjax.commands.run import HeldOut, Run, read_json, write_whole
+from segjax.commands.trained import Which, held_out, load_step
 from segjax.data.audit import evenly
 from segjax.errors import SegjaxError, SegjaxWarning
 from segjax.evaluation import metrics, page, results, visualise
@@ -20,14 +20,12 @@ from segjax.evaluation import report as reporting
 from segjax.evaluation.comparison import Layer, Picture
 from segjax.evaluation.results import Result
 
-Split = Literal["val", "test"]
-
 
 @tyro.conf.configure(tyro.conf.PositionalRequiredArgs)
 def report(
     runs: tuple[Path, ...],
     *,
-    split: Split | None = None,
+    split: HeldOut | None = None,
     data: Path | None = None,
     checkpoint: Which = "best",
     pictures: int = 6,
@@ -65,7 +63,7 @@ def report(
     shown: list[Picture] = []
     legend: list[tuple[str, tuple[int, ...]]] = []
     if pictures:
-        sources = [_source(run, split, data) for run in stored]
+        sources = [held_out(run, data, split) for run in stored]
         shown, legend = _pictures(stored, sources, found, checkpoint, pictures, notes)
     title = found[0].name if len(found) == 1 else f"{len(found)} runs"
     out = out or (_where(runs[0], split) if len(runs) == 1 else Path("report"))
@@ -88,23 +86,12 @@ def _names(runs: Sequence[Path]) -> list[str]:
     return names if len(set(names)) == len(names) else [str(path) for path in runs]
 
 
-def _where(folder: Path, split: Split) -> Path:
+def _where(folder: Path, split: HeldOut) -> Path:
     """Where `evaluate` has written the scores of a run."""
     return folder / "report" if split == "val" else folder / "report" / split
 
 
-def _source(run: Run, split: Split, data: Path | None) -> Any:
-    """The held-out data of a run, or what lies in the folder `data` now."""
-    if split == "val":
-        return held_out(run, data)
-    if not run.has(split):
-        raise SegjaxError(f"{run.folder}: its recipe has no {split} split.")
-    source = run.rebuild(split) if data is None else moved(run.rebuild(split), data)
-    check_folder(source)
-    return source
-
-
-def _result(run: Run, split: Split, name: str, notes: list[str]) -> Result:
+def _result(run: Run, split: HeldOut, name: str, notes: list[str]) -> Result:
     """What the files of a run tell of it; adds to the notes what they lack."""
     path = _where(run.folder, split) / "scores.json"
     evaluate = f"segjax evaluate {run.folder}{'' if split == 'val' else f' --split {split}'}"
