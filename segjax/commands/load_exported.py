@@ -24,7 +24,16 @@ MODES = {1: "L", 3: "RGB", 4: "RGBA"}
 
 def load(folder: Path = HERE) -> Callable[[Any], np.ndarray]:
     """The function from pictures (B, H, W, C) to class indices, uint8 (B, H, W)."""
-    exported = export.deserialize(bytearray((folder / "labels.jax").read_bytes()))
+    return bound(read(folder), folder)
+
+
+def read(folder: Path) -> export.Exported:
+    """The program, whose last argument are the pictures."""
+    return export.deserialize(bytearray((folder / "labels.jax").read_bytes()))
+
+
+def bound(exported: export.Exported, folder: Path) -> Callable[[Any], np.ndarray]:
+    """The program with the weights beside it."""
     weights = jax.device_put(load_file(folder / "weights.safetensors"))
     compiled = jax.jit(exported.call)
     return lambda images: np.asarray(compiled(weights, images))
@@ -32,11 +41,11 @@ def load(folder: Path = HERE) -> Callable[[Any], np.ndarray]:
 
 def main(picture: str, labels: str) -> None:
     """Label one file; of a picture that is not of 8 bits, scale it yourself and call `load()`."""
-    exported = export.deserialize(bytearray((HERE / "labels.jax").read_bytes()))
+    exported = read(HERE)
     *_, images = exported.in_avals
     pixels = np.asarray(Image.open(picture).convert(MODES[images.shape[-1]]), images.dtype)
     pixels = pixels.reshape(1, *pixels.shape[:2], images.shape[-1])
-    Image.fromarray(load()(pixels)[0]).save(labels)
+    Image.fromarray(bound(exported, HERE)(pixels)[0]).save(labels)
 
 
 if __name__ == "__main__":
