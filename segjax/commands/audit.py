@@ -151,8 +151,8 @@ def in_options(text: str) -> str:
 
     def option(found: re.Match[str]) -> str:
         name, value = found[1], ast.literal_eval(found[2])
-        words = [] if value is None else _words(value)
-        return " ".join([f"--{name}", *words]) if words else f"no --{name}"
+        given = [word or '""' for word in words(() if value is None else value)]
+        return " ".join([f"--{name}", *given]) if given else f"no --{name}"
 
     fields = {field.name for field in dataclasses.fields(Folder)}
     names = "|".join(fields & set(inspect.signature(audit).parameters))
@@ -161,11 +161,11 @@ def in_options(text: str) -> str:
     return re.sub(rf"`({names})`", r"--\1", text)
 
 
-def _words(value: Any) -> list[str]:
+def words(value: Any) -> list[str]:
     """What an option is given for a value: of tuples all that they hold."""
     if isinstance(value, tuple):
-        return [word for part in value for word in _words(part)]
-    return [str(value) or '""']
+        return [word for part in value for word in words(part)]
+    return [str(value)]
 
 
 def audit_sources(

@@ -16,6 +16,7 @@ import numpy as np
 import rich
 import tyro
 
+from segjax.commands.audit import words
 from segjax.commands.command import run_script
 from segjax.commands.cost import step_in_shapes
 from segjax.commands.look import look
@@ -125,18 +126,12 @@ def train_folder(
 def _command(options: dict[str, Any]) -> str:
     """The command in its shortest form, less what does not bear on the plan."""
     plain: Any = train_folder.__kwdefaults__
-    words = ["segjax", "train", str(options["folder"].absolute())]
+    given = ["segjax", "train", str(options["folder"].absolute())]
     for name, value in options.items():
         if name in ("folder", "run", "plan_only", "restart", "yes") or value == plain[name]:
             continue
-        words += [f"--{name}", *_words(value)]
-    return shlex.join(words)
-
-
-def _words(value: Any) -> list[str]:
-    if value is True:
-        return []
-    return [w for x in value for w in _words(x)] if isinstance(value, tuple) else [str(value)]
+        given += [f"--{name}", *(words(value) if value is not True else ())]
+    return shlex.join(given)
 
 
 def _options_beside(script: Path, asked: str, steps: int | None) -> list[str]:
