@@ -21,7 +21,7 @@ from segjax.data import pipeline
 from segjax.data.audit import evenly
 from segjax.data.weight_map import components
 from segjax.errors import SegjaxError
-from segjax.evaluation import evaluator, report, visualise
+from segjax.evaluation import evaluator, metrics, report, visualise
 from segjax.evaluation.evaluator import Evaluation
 from segjax.inference import tiles
 from segjax.inference.predict import make_predict, make_tiled_predict
@@ -310,7 +310,7 @@ def _caption(i: int, name: str, found: Evaluation, others: Mapping[str, Evaluati
         return f" ({told})" if told else ""
 
     def iou(evaluation: Evaluation) -> str:
-        value = evaluation.pictures()[i]["mean_iou"]
+        value = float(metrics.picture_scores(evaluation.rows["counts"][i])["mean_iou"])
         return "–" if math.isnan(value) else f"{value:.3f}"
 
     def count(evaluation: Evaluation) -> str:
