@@ -341,8 +341,7 @@ def _with_number(values: np.ndarray) -> np.ndarray:
 
 def _per_picture(sums: np.ndarray) -> np.ndarray:
     """That mean."""
-    nothing = np.full(sums.shape[:-1], np.nan)
-    return np.divide(sums[..., 0], sums[..., 1], out=nothing, where=sums[..., 1] > 0)
+    return metrics.ratio(sums[..., 0], sums[..., 1])
 
 
 def _mean_of_present(scores: np.ndarray, counts: np.ndarray) -> np.ndarray:

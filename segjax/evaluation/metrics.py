@@ -172,7 +172,7 @@ def class_counts(matrices: np.ndarray) -> np.ndarray:
 def precision(confusion: np.ndarray) -> np.ndarray:
     """(N,) share of the pixels predicted as a class that are of it: n_ii / Σ_j n_ji."""
     hits, _, predicted = class_counts(confusion)
-    return _ratio(hits, predicted)
+    return ratio(hits, predicted)
 
 
 def recall(confusion: np.ndarray) -> np.ndarray:
@@ -236,13 +236,13 @@ def per_class(confusion: np.ndarray) -> dict[str, np.ndarray]:
 def iou_of(counts: np.ndarray) -> np.ndarray:
     """`iou` of `class_counts` (…, 3, N) -> (…, N)."""
     hits, true, predicted = np.moveaxis(counts, -2, 0)
-    return _ratio(hits, true + predicted - hits)
+    return ratio(hits, true + predicted - hits)
 
 
 def dice_of(counts: np.ndarray) -> np.ndarray:
     """`f1` of `class_counts` (…, 3, N) -> (…, N)."""
     hits, true, predicted = np.moveaxis(counts, -2, 0)
-    return _ratio(2 * hits, true + predicted)
+    return ratio(2 * hits, true + predicted)
 
 
 def summary_of(counts: np.ndarray) -> dict[str, np.ndarray]:
@@ -252,9 +252,9 @@ def summary_of(counts: np.ndarray) -> dict[str, np.ndarray]:
     weighted = np.nansum(true * each, -1)
     return {
         "mean_iou": mean_of(each),
-        "pixel_accuracy": _ratio(hits.sum(-1), pixels),
+        "pixel_accuracy": ratio(hits.sum(-1), pixels),
         "mean_accuracy": mean_of(_recall_of(counts)),
-        "frequency_weighted_iou": _ratio(weighted, pixels),
+        "frequency_weighted_iou": ratio(weighted, pixels),
         "mean_dice": mean_of(dice_of(counts)),
     }
 
@@ -279,22 +279,22 @@ def picture_scores(counts: np.ndarray) -> dict[str, np.ndarray]:
     return {
         "mean_iou": of_present(iou_of(counts)),
         "dice": of_present(dice_of(counts)),
-        "pixel_accuracy": _ratio(hits.sum(-1), true.sum(-1)),
+        "pixel_accuracy": ratio(hits.sum(-1), true.sum(-1)),
     }
 
 
 def mean_of(scores: np.ndarray) -> np.ndarray:
     """The mean (…) over the classes, (…, N), of what is not NaN; NaN where nothing is left."""
     present = ~np.isnan(scores)
-    return _ratio(np.where(present, scores, 0).sum(-1), present.sum(-1))
+    return ratio(np.where(present, scores, 0).sum(-1), present.sum(-1))
 
 
 def _recall_of(counts: np.ndarray) -> np.ndarray:
     hits, true, _ = np.moveaxis(counts, -2, 0)
-    return _ratio(hits, true)
+    return ratio(hits, true)
 
 
-def _ratio(numerator: np.ndarray, denominator: np.ndarray) -> np.ndarray:
+def ratio(numerator: np.ndarray, denominator: np.ndarray) -> np.ndarray:
     """Numerator over denominator as float64, NaN where the denominator is 0."""
     nothing = np.full(np.shape(numerator), np.nan)
     return np.divide(numerator, denominator, out=nothing, where=np.asarray(denominator) != 0)
