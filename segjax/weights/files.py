@@ -134,7 +134,8 @@ def save(
     flat: Tensors = flatten_dict(dict(variables), sep="/")
     arrays = {name: np.ascontiguousarray(leaf) for name, leaf in flat.items()}
     told = {"format": "segjax", **(metadata or {})}
-    safetensors.numpy.save_file(arrays, path, metadata=told)
+    # Not save_file, whose files only their owner may read, whatever the umask: a server could not.
+    Path(path).write_bytes(safetensors.numpy.save(arrays, metadata=told))
 
 
 def read_metadata(path: str | Path) -> dict[str, str]:

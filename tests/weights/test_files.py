@@ -182,3 +182,9 @@ def test_names_in_our_own_files_stay(tmp_path):
             for leaf in ("kernel", "bias")
         ),
     }
+
+
+def test_others_may_read_a_saved_file_as_any_other(tmp_path):
+    (tmp_path / "plain").touch()
+    weights.save(tmp_path / "a.safetensors", {"params": {"w": np.ones(3, np.float32)}})
+    assert (tmp_path / "a.safetensors").stat().st_mode == (tmp_path / "plain").stat().st_mode
