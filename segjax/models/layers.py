@@ -301,15 +301,20 @@ def deconv(
         (B, height, width, F).
     """
     side = kernel.shape[0]
+    # A convolution's padding must be a number: of sides that an export leaves open it is what gives
+    # all that there is, which is cut, and filled up with the zeros beyond.
+    highs = [
+        size + offset - 1 - stride * (n - 1) if isinstance(size + n, int) else side - 1
+        for size, n in zip((height, width), x.shape[1:3], strict=True)
+    ]
     y = jax.lax.conv_general_dilated(
         x,
         kernel[::-1, ::-1],
         window_strides=(1, 1),
-        padding=[(side - 1 - offset, side - 1)] * 2,
+        padding=[(side - 1 - offset, high) for high in highs],
         lhs_dilation=(stride, stride),
         dimension_numbers=("NHWC", "HWIO", "NHWC"),
     )[:, :height, :width]
-    # A convolution's padding must be a number, and here the sides may be left open by an export.
     below, right = height - y.shape[1], width - y.shape[2]
     return jnp.pad(y, ((0, 0), (0, below), (0, right), (0, 0)))
 
