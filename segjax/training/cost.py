@@ -1,6 +1,8 @@
 """What a training step takes, from the compiler or reckoned without it; nothing runs."""
 
+import importlib.util
 import math
+import os
 import re
 import time
 from collections.abc import Callable
@@ -9,6 +11,9 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
+from jax.experimental import topologies
+
+from segjax.errors import SegjaxError
 
 Collectives = dict[str, tuple[int, int]]
 
@@ -36,6 +41,47 @@ class Cost(NamedTuple):
     def memory(self) -> float:
         """Bytes that the step occupies at its peak, per device."""
         return self.arguments + self.temporaries + self.outputs - self.aliased
+
+
+# What libtpu asks the machine for, which is no TPU's: it need not look.
+_NO_TPU_HERE = {
+    "TPU_SKIP_MDS_QUERY": "1",
+    "TPU_ACCELERATOR_TYPE": "v5litepod-8",
+    "TPU_WORKER_HOSTNAMES": "localhost",
+    "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
+}
+
+
+def slice_devices(topology: str) -> list[Any]:
+    """The devices of a TPU slice that is not here, to compile for: of "v5e:4x4", 16.
+
+    Raises:
+        SegjaxError: libtpu is missing, or there is no such slice.
+    """
+    match = re.fullmatch(r"(v4|v5e|v5p|v6e):(\d+)x(\d+)(?:x(\d+))?", topology)
+    if not match:
+        raise SegjaxError(
+            f"{topology!r} is no TPU slice. Expected a generation and its chips' rows and columns, "
+            "as v5e:1x1, v5e:2x2, v5e:4x8, v6e:16x16 (up to 16x16), v4:2x2x4 or v5p:4x4x8."
+        )
+    if importlib.util.find_spec("libtpu") is None:
+        raise SegjaxError(
+            "Compiling for a TPU needs its compiler: pip install 'segjax[tpu]' (no TPU is needed)."
+        )
+    for name, value in _NO_TPU_HERE.items():
+        os.environ.setdefault(name, value)
+    generation, *sides = match.groups(default="1")
+    # A host has 2×2 chips by libtpu's default; any slice may be of hosts of one chip.
+    options: dict[str, Any] = {}
+    if any(int(side) % 2 for side in sides[:2]):
+        options["chips_per_host_bounds"] = (1, 1, 1)
+    if generation == "v4":
+        options["chip_config_name"] = "megacore"  # both cores as one device, as JAX runs a v4
+    try:
+        found = topologies.get_topology_desc(platform="tpu", topology_name=topology, **options)
+    except Exception as error:  # of any kind, from libtpu
+        raise SegjaxError(f"libtpu knows no slice {topology!r}: {error}") from error
+    return list(found.devices)
 
 
 def lower(train_step: Callable[..., Any], state: Any, batch: Any) -> jax.stages.Lowered:
