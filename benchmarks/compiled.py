@@ -33,7 +33,7 @@ AUXILIARY = 0.4
 
 
 class Row(NamedTuple):
-    """A network, given (classes, side, what divides its widths), and a chip's share of the batch."""
+    """A network of (classes, side, what divides its widths), and a chip's share of the batch."""
 
     make: Callable[[int, int, int], Any]
     share: int
@@ -116,8 +116,10 @@ def measure(name: str, row: Row, mesh: jax.sharding.Mesh, options: argparse.Name
         found = cost.step_cost(*step)
     except jax.errors.JaxRuntimeError as error:
         seconds = time.perf_counter() - started
-        told = re.search(r"Used ([\d.]+\w) of ([\d.]+\w)", str(error))
-        why = f"needs {told[1]} of {told[2]}" if told else str(error).splitlines()[0]
+        told = re.search(
+            r"temporaries \(([\d.]+)G\) exceeds available HBM \(([\d.]+)G\)", str(error)
+        )
+        why = f"{told[1]}, of {told[2]}: does not fit" if told else str(error).splitlines()[0]
         print(f"| {name} ({row.share}) | {why} | | | | | {seconds:.0f} |", flush=True)
         return
     talk = ", ".join(
@@ -145,10 +147,8 @@ def main() -> None:
     mesh = sharding.make_mesh(cost.slice_devices(options.topology))
     print(f"`{shlex.join(['python', *sys.argv])}`: jax {jax.__version__}, {mesh.size} chips,")
     print(f"{options.size}², bfloat16, {options.classes} classes.\n")
-    print(
-        "| a chip's share | temporaries, GiB | in all, GiB | traffic, GB | TFLOPs | between chips"
-    )
-    print("| compilation, s |\n|---|---:|---:|---:|---:|---|---:|")
+    print("| a chip's share | temporaries, GiB | in all, GiB | traffic, GB | TFLOPs ", end="")
+    print("| between chips | compiled, s |\n|---|---:|---:|---:|---:|---|---:|")
     for name in options.networks:
         measure(name, ROWS[name], mesh, options)
 
