@@ -37,6 +37,7 @@ HeldOut = Literal["val", "test"]
 # What may differ when a run is taken up again; all else would make it another run.
 _LENGTH = {"steps", "epochs", "patience"}
 _MAY_CHANGE = _LENGTH | {"evaluate_every", "log_every", "log_to", "data", "workers", "cache"}
+_MAY_CHANGE |= {"memory", "model remat", "not_finite"}  # which change no value that is kept
 _NO_FIELDS: Mapping[str, Any] = MappingProxyType({})
 # What a run writes to its folder but for predictions, of which other files may be kept.
 _OF_A_RUN = (

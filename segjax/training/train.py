@@ -15,6 +15,7 @@ import optax
 from flax import linen as nn
 
 from segjax.errors import SegjaxError, SegjaxWarning, held
+from segjax.training.accumulation import in_parts
 
 _SMALL_RATE = 0.05  # of a learning rate, where 1 is expected
 Batch = Mapping[str, jax.Array]
@@ -96,6 +97,8 @@ def make_train_step(
     prepare: Callable[[jax.Array, Batch], tuple[jax.Array, Any]],
     key: jax.Array,
     ema: float | None = None,
+    accumulate: int = 1,
+    skip: bool = False,
 ) -> Callable[[State, Batch], tuple[State, Scalars]]:
     """The jitted training step; its first argument is donated.
 
@@ -117,14 +120,20 @@ def make_train_step(
             TensorFlow's ExponentialMovingAverage has it, so that the first weights, which mean
             nothing, are soon forgotten. Batch statistics are averaged with the parameters, as in
             EfficientNet's code and timm's: those at hand belong to other weights than the average.
+        accumulate: parts in which a batch is taken, one after the other, for want of memory. The
+            step is that of the batch at once, but for batch norm, whose statistics are of each
+            part; see `accumulation.in_parts`.
+        skip: leave the state as it was, but for the number of the step, where one of the scalars
+            is not finite.
 
     Returns:
-        (state, batch) -> (state, {"loss", "gradient_norm", "learning_rate"}). The step is a pure
-        function: on n devices it computes what it computes on one.
+        (state, batch) -> (state, {"loss", "gradient_norm", "parameter_norm", "learning_rate"}), the
+        last norm that of the new parameters; and "skipped", 1 or 0, where such steps are. The step
+        is a pure function: on n devices it computes what it computes on one.
 
     Raises:
         SegjaxError: the schedule is no function; at the first step, the state has no moving average
-            though there is a decay, or has one without.
+            though there is a decay, or has one without; the batch does not divide into the parts.
 
     Warns:
         SegjaxWarning: the optimizer has a small learning rate of its own beside the schedule's.
@@ -145,26 +154,36 @@ def make_train_step(
     ) -> tuple[State, Scalars]:
         _check_ema(state, ema)
         augmentation, dropout = jax.random.split(key)
-        images, truth = prepare(augmentation, batch)
+        dropout = jax.random.fold_in(dropout, state.step)
 
-        def objective(params: Any) -> tuple[jax.Array, Any]:
+        def forward(params: Any, stats: Any, batch: Batch) -> tuple[tuple[Any, Any], Any]:
+            images, truth = prepare(augmentation, batch)
             output, changed = model.apply(
-                {"params": params, "batch_stats": state.batch_stats},
+                {"params": params, "batch_stats": stats},
                 images,
                 train=True,
                 mutable=["batch_stats"],
-                rngs={"dropout": jax.random.fold_in(dropout, state.step)},
+                rngs={"dropout": dropout},
             )
-            return loss(output, truth), changed.get("batch_stats", {})
+            return (output, truth), changed.get("batch_stats", {})
+
+        def objective(params: Any) -> tuple[jax.Array, Any]:
+            pair, stats = in_parts(forward, accumulate)(params, state.batch_stats, batch)
+            return loss(*pair), stats
 
         (value, stats), gradients = jax.value_and_grad(objective, has_aux=True)(state.params)
         updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
         rate = schedule(state.step)
         params = optax.apply_updates(state.params, optax.tree.scale(rate, updates))
-        norm = optax.tree.norm(gradients)
-        scalars = {"loss": value, "gradient_norm": norm, "learning_rate": rate}
+        scalars = {
+            "loss": value,
+            "gradient_norm": optax.tree.norm(gradients),
+            "parameter_norm": optax.tree.norm(params),
+            "learning_rate": rate,
+        }
         new = State(state.step + 1, params, stats, opt_state)
-        return new if ema is None else new.replace(ema=_averaged(state, new, ema)), scalars
+        new = new if ema is None else new.replace(ema=_averaged(state, new, ema))
+        return _skipping(state, new, scalars) if skip else (new, scalars)
 
     if jax.tree_util.all_leaves([schedule]):  # a plain function, such as optax's schedules
         schedule = jax.tree_util.Partial(schedule)
@@ -178,6 +197,13 @@ def _check_ema(state: State, decay: jax.Array | None) -> None:
             f"The state has {has} moving average, but the step was given {given} of its decays: "
             "pass `ema` both to make_state, as True, and to make_train_step, as 0.999; or to none."
         )
+
+
+def _skipping(before: State, after: State, scalars: Scalars) -> tuple[State, Scalars]:
+    """The state after a step or, where a scalar is not finite, that before; and if that is so."""
+    good = jnp.isfinite(jnp.stack([*scalars.values()])).all()
+    kept = jax.tree.map(lambda new, old: jnp.where(good, new, old), after, before)
+    return kept.replace(step=after.step), {**scalars, "skipped": jnp.float32(~good)}
 
 
 def _averaged(before: State, after: State, decay: jax.Array) -> Any:

@@ -158,6 +158,7 @@ def test_one_golden_step(mesh):
     _, scalars = training()(first_state(mesh), sharding.put(batch_of(0), mesh))
     got = {name: float(x) for name, x in scalars.items()}
     golden = {"loss": 2.0959330, "gradient_norm": 2.1116264, "learning_rate": 0.05}
+    assert got.pop("parameter_norm") == pytest.approx(10.3546982, rel=1e-5)
     assert got == pytest.approx(golden, rel=1e-5), (
         "A training step no longer computes what it did. If that is meant (another initialisation, "
         "augmentation, loss or order of random keys), runs made before cannot be taken up or "
