@@ -11,7 +11,8 @@ from rich.table import Table
 
 from segjax.commands.step import Parts, in_steps
 from segjax.training import sharding
-from segjax.training.train import State, step_cost, step_flops
+from segjax.training.cost import step_cost, step_flops
+from segjax.training.train import State
 
 if TYPE_CHECKING:
     from segjax.recipe import Recipe

@@ -20,7 +20,8 @@ from segjax.data.augment import Normalise, compose, random_flip, random_scale_cr
 from segjax.errors import SegjaxError, SegjaxWarning
 from segjax.models import Output, UNet
 from segjax.training import losses, optimizers, sharding
-from segjax.training.train import Every, State, fit, make_state, make_train_step, step_cost
+from segjax.training.cost import step_cost
+from segjax.training.train import Every, State, fit, make_state, make_train_step
 
 BATCH, SIDE, CROP, CLASSES = 8, 20, 16, 3
 MODEL = UNet(CLASSES, widths=(3, 4), dropout=0.3)
