@@ -4,6 +4,7 @@
     environment.json  versions, devices and command of each start
     skipped.json      with skip_broken, the examples that cannot be read
     metrics.jsonl     what the training told
+    failed/           the batch of a step that was not finite
     checkpoints/      the newest and the best
     tensorboard/      events
     wandb/            with log_to wandb, what it sends
@@ -44,6 +45,7 @@ _OF_A_RUN = (
     "environment.json",
     "skipped.json",
     "metrics.jsonl",
+    "failed",
     "checkpoints",
     "tensorboard",
     "wandb",

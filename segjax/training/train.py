@@ -18,6 +18,7 @@ from segjax.errors import SegjaxError, SegjaxWarning, held
 from segjax.training.accumulation import in_parts
 
 _SMALL_RATE = 0.05  # of a learning rate, where 1 is expected
+_MOST_SKIPPED = 20  # steps in a row: a state that is bad itself is not mended by skipping
 Batch = Mapping[str, jax.Array]
 Scalars = Mapping[str, jax.Array]
 
@@ -259,7 +260,28 @@ def _own_rate(optimizer: optax.GradientTransformation) -> float:
 
 
 class NotFinite(SegjaxError):
-    """Loss or gradient is not a finite number, so the state is spoilt."""
+    """A number is not finite, so the state is spoilt; `step` and `batch`, if it was a step's."""
+
+    def __init__(self, told: str, *, step: int | None = None, batch: Any = None) -> None:
+        super().__init__(told)
+        self.step, self.batch = step, batch
+
+
+def _check_finite(number: int, scalars: Mapping[str, float], batch: Batch) -> None:
+    """Raise NotFinite where a step's scalars are not."""
+    bad = [f"{name} is {x}" for name, x in scalars.items() if not math.isfinite(x)]
+    if not bad:
+        return
+    told = f"Training stopped at step {number}: {' and '.join(bad)}. "
+    if scalars.get("skipped"):
+        told += f"So it was in the {_MOST_SKIPPED} steps before, which were skipped. "
+    if isinstance(batch, Mapping) and "label" in batch:
+        told += (
+            f"The labels of its batch held {held(batch['label'])}; with one that is neither a class "
+            "nor ignored, a loss is NaN. If all are right: "
+        )
+    told += "Try a lower learning rate, a longer warm-up or float32."
+    raise NotFinite(told, step=number, batch=batch)
 
 
 class Every(NamedTuple):
@@ -293,43 +315,40 @@ def fit(
         observe: called with (step, scalars, seconds waited for its batch) once for every step.
         every: what to do now and then; the step's scalars are known to be finite by then.
         rescue: called with the last good (step, state) where the loop ends early: `stop` said so,
-            or the data or an action raised. Not after a loss that is not finite, whose state is
-            spoilt.
+            or the data or an action raised. Not after NotFinite, for the state is spoilt.
         stop: asked after every step, and after what was to do then.
 
     Returns:
         The state after the last step taken.
 
     Raises:
-        NotFinite: loss or gradient, naming the step and what the labels of its batch held.
+        NotFinite: loss, gradient or the new parameters, naming the step and what the labels of its
+            batch held; of steps that are skipped, many in a row.
         SegjaxError: the batches ended, naming the step.
         Exception: what `batches` and actions raise, after the rescue.
     """
     start = int(state.step)
-    pending: tuple[int, Scalars, float, Any] | None = None
+    pending: tuple[int, Scalars, float, Batch] | None = None
+    skipped = 0  # in a row
 
     def settle() -> None:
-        nonlocal pending
+        nonlocal pending, skipped
         if pending is None:
             return
-        number, scalars, wait, labels = pending
+        number, scalars, wait, batch = pending
         pending = None
         values = {name: float(x) for name, x in scalars.items()}
-        bad = [f"{name} is {x}" for name, x in values.items() if not math.isfinite(x)]
-        if bad:
-            told = f"Training stopped at step {number}: {' and '.join(bad)}. "
-            if labels is not None:
-                told += (
-                    f"The labels of its batch held {held(labels)}; with one that is neither a "
-                    "class nor ignored, a loss is NaN. If all are right: "
-                )
-            raise NotFinite(told + "Try a lower learning rate, a longer warm-up or float32.")
+        skipped = skipped + 1 if values.get("skipped") else 0
+        if skipped > _MOST_SKIPPED or not skipped:
+            _check_finite(number, values, batch)
         observe(number, values, wait)
 
     @contextmanager
     def rescued(number: int) -> Iterator[None]:
         try:
             yield
+        except NotFinite:  # of an action, such as an evaluation
+            raise
         except Exception:
             settle()
             rescue(number, state)
@@ -345,10 +364,9 @@ def fit(
                     "without end, as of `pipeline.train_batches`."
                 )
         wait = time.perf_counter() - asked
-        labels = batch.get("label") if isinstance(batch, Mapping) else None
         state, scalars = train_step(state, batch)
         settle()
-        pending = number, scalars, wait, labels
+        pending = number, scalars, wait, batch
         due = [e.action for e in every if number % e.steps == 0 or number == until]
         if due:
             settle()
