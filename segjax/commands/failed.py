@@ -11,7 +11,7 @@ from segjax.commands.run import as_json, write_whole
 from segjax.data import pipeline
 from segjax.errors import SegjaxError
 from segjax.evaluation.visualise import as_shown
-from segjax.training.train import Batch, NotFinite
+from segjax.training.train import NotFinite
 
 
 def keep_failed(error: NotFinite, folder: Path, source: pipeline.Source) -> str:

@@ -223,8 +223,8 @@ def _check_held_out(number: int, found: evaluator.Evaluation) -> None:
     """Raise NotFinite where the held-out loss is not, though any pixel is valid."""
     if found.confusion.sum() and not math.isfinite(found.loss):
         raise NotFinite(
-            f"Training stopped at step {number}: the loss on the held-out pictures is {found.loss}, "
-            "so this state is not saved. Try a lower learning rate, a longer warm-up or float32."
+            f"Training stopped at step {number}: the loss on the held-out pictures is {found.loss}"
+            ", so this state is not saved. Try a lower learning rate, a longer warm-up or float32."
         )
 
 

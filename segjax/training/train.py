@@ -277,8 +277,8 @@ def _check_finite(number: int, scalars: Mapping[str, float], batch: Batch) -> No
         told += f"So it was in the {_MOST_SKIPPED} steps before, which were skipped. "
     if isinstance(batch, Mapping) and "label" in batch:
         told += (
-            f"The labels of its batch held {held(batch['label'])}; with one that is neither a class "
-            "nor ignored, a loss is NaN. If all are right: "
+            f"The labels of its batch held {held(batch['label'])}; with one that is neither a "
+            "class nor ignored, a loss is NaN. If all are right: "
         )
     told += "Try a lower learning rate, a longer warm-up or float32."
     raise NotFinite(told, step=number, batch=batch)
