@@ -50,8 +50,10 @@ Loss = Literal[
     "bce_dice",
 ]
 Split = Literal["train", "val", "test"]
+Memory = Literal["plain", "remat", "fit"]
+OfNotFinite = Literal["stop", "skip"]
 _LENGTHS = {"steps": 0, "epochs": None}  # of a training, and what each is without the other
-_COUNTS = ("batch_size", "workers", "evaluate_every", "log_every")
+_COUNTS = ("batch_size", "accumulate", "workers", "evaluate_every", "log_every")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -110,6 +112,15 @@ class Recipe(abc.ABC):
     """The longest gradient, as a norm over all parameters, to which longer ones are shortened."""
     ema: float | None = None
     """Decay of a moving average of the weights, which is what is scored and used then: 0.999."""
+    accumulate: int = 1
+    """Parts in which each device takes its pictures of a step, one after the other, to save
+    memory: the same step, but for batch norm, whose statistics are of each part."""
+    memory: Memory = "plain"
+    """What is kept for the gradient: all; less, the rest being computed again; or all if it fits,
+    else less. The values are the same."""
+    not_finite: OfNotFinite = "stop"
+    """What a loss or gradient does that is not finite: end the training, its batch kept for a look;
+    or be left out, and counted."""
     channels: int = 3
     """Channels of a picture: 1 grey, 3 RGB, 4 RGBA."""
     normalise: augment.Normalise = field(default_factory=augment.Normalise)
@@ -148,6 +159,10 @@ class Recipe(abc.ABC):
                 f"losses is {self.losses!r}; expected a tuple of at least one of "
                 f"{', '.join(get_args(Loss))}."
             )
+        for name, kind in {"memory": Memory, "not_finite": OfNotFinite}.items():
+            among = get_args(kind)
+            if (value := getattr(self, name)) not in among:
+                raise SegjaxError(f"{name} is {value!r}; expected one of {', '.join(among)}.")
         for name, fits, expected in (
             ("epochs", lambda x: 0 < x < math.inf, "a number above 0"),
             ("weight_decay", lambda x: 0 <= x < math.inf, "a number of at least 0"),

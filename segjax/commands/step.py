@@ -55,7 +55,7 @@ class Parts:
     """What a recipe's training consists of on a mesh, for `train` and for `cost`."""
 
     def __init__(self, recipe: "Recipe", mesh: Mesh, *, unrolled: bool = False) -> None:
-        sharding.check_batch_size(mesh, recipe.batch_size)
+        sharding.check_batch_size(mesh, recipe.batch_size, parts=recipe.accumulate)
         self.model: Any = recipe.model()
         if unrolled and hasattr(self.model, "scan"):
             self.model = self.model.clone(scan=False)
@@ -72,6 +72,8 @@ class Parts:
             prepare=make_prepare(recipe, margin=self.model.geometry.margin),
             key=steps,
             ema=recipe.ema,
+            accumulate=recipe.accumulate,
+            skip=recipe.not_finite == "skip",
         )
         self.make_state = partial(
             make_state,

@@ -20,6 +20,7 @@ import segjax
 from segjax.commands.command import CompilationCount, interruption
 from segjax.commands.description import describe
 from segjax.commands.evaluate import batches_on_mesh, evaluate
+from segjax.commands.failed import keep_failed
 from segjax.commands.observing import Observing
 from segjax.commands.run import Run, as_json, read_json, start_run, write_whole
 from segjax.commands.step import Parts, in_steps
@@ -138,8 +139,11 @@ def _take_steps(
             tell=observing.tell,
         )
         evaluations = _mean_ious(folder, start) if recipe.patience else []
+        skipped = 0
 
         def observe(number: int, scalars: Mapping[str, float], waited: float) -> None:
+            nonlocal skipped
+            skipped += int(scalars.get("skipped", 0))
             if number == start + 1:
                 seconds = time.perf_counter() - segjax.STARTED
                 log.say(f"first step {seconds:.1f} s after the start; {compiled}")
@@ -165,12 +169,13 @@ def _take_steps(
                 )
                 found = evaluator.joined(sharding.from_all_processes(share))
                 scores = found.scores()
+                _check_held_out(number, found)
                 evaluations.append(scores["mean_iou"])
                 # Before it is saved, so that a run that goes on from there finds the line.
                 log.scores(number, scores | {"loss": found.loss})
                 checkpoints.save(number, state, scores)
 
-        with log, _telling_what_is_kept(checkpoints):
+        with log, _telling_what_is_kept(checkpoints, folder, data):
             early = f"for {recipe.patience} evaluations brought no better mean IoU (--patience)"
             if start >= recipe.steps:
                 log.say(f"{folder}: at step {start} already, nothing is left to train")
@@ -200,6 +205,8 @@ def _take_steps(
                 stop=lambda: bool(interrupted() or out_of_patience() or observing.to_stop),
             )
             observing.step = done = int(state.step)
+            if skipped:
+                log.say(f"{skipped} of {done - start} steps were skipped, for they were not finite")
             if out_of_patience() and start < done < recipe.steps:
                 log.say(f"stopped at step {done} of {recipe.steps}, {early}")
     if observing.error and observing.to_stop and done < recipe.steps:
@@ -212,15 +219,26 @@ def _take_steps(
         sys.exit(128 + number)
 
 
+def _check_held_out(number: int, found: evaluator.Evaluation) -> None:
+    """Raise NotFinite where the held-out loss is not, though any pixel is valid."""
+    if found.confusion.sum() and not math.isfinite(found.loss):
+        raise NotFinite(
+            f"Training stopped at step {number}: the loss on the held-out pictures is {found.loss}"
+            ", so this state is not saved. Try a lower learning rate, a longer warm-up or float32."
+        )
+
+
 @contextmanager
-def _telling_what_is_kept(checkpoints: Checkpoints) -> Iterator[None]:
-    """Add to the error of a spoilt state from where the training can go on."""
+def _telling_what_is_kept(
+    checkpoints: Checkpoints, folder: Path, data: pipeline.Source
+) -> Iterator[None]:
+    """Keep the batch that spoilt a state, and tell from where the training can go on."""
     try:
         yield
     except NotFinite as error:
         newest = checkpoints.newest
         kept = f"The checkpoint of step {newest} is kept." if newest else "No checkpoint yet."
-        raise SegjaxError(f"{error} {kept}") from error
+        raise SegjaxError(f"{error}{keep_failed(error, folder, data)} {kept}") from error
 
 
 def _begin(recipe: "Recipe", state: State) -> State:

@@ -56,13 +56,15 @@ def split(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec("data"))
 
 
-def check_batch_size(mesh: Mesh, batch_size: int) -> None:
-    """Raise SegjaxError where a batch does not divide among the devices."""
-    if batch_size % mesh.size:
-        below = batch_size // mesh.size * mesh.size
-        good = " or ".join(str(n) for n in (below, below + mesh.size) if n)
+def check_batch_size(mesh: Mesh, batch_size: int, *, parts: int = 1) -> None:
+    """Raise SegjaxError where a batch, or each of its parts, does not divide among the devices."""
+    share = mesh.size * parts
+    if batch_size % share:
+        below = batch_size // share * share
+        good = " or ".join(str(n) for n in (below, below + share) if n)
+        parted = f" in {parts} parts (accumulate)" if parts > 1 else ""
         raise SegjaxError(
-            f"A batch of {batch_size} pictures does not divide among {mesh.size} devices; "
+            f"A batch of {batch_size} pictures{parted} does not divide among {mesh.size} devices; "
             f"take a batch size of {good}."
         )
 
