@@ -36,7 +36,10 @@ from segjax.errors import SegjaxError
 HeldOut = Literal["val", "test"]
 # What may differ when a run is taken up again; all else would make it another run.
 _LENGTH = {"steps", "epochs", "patience"}
-_MAY_CHANGE = _LENGTH | {"evaluate_every", "log_every", "log_to", "data", "workers", "cache"}
+_PLACES = {"data_axis", "model_axis", "shard"}  # where it is computed
+_MAY_CHANGE = (
+    _LENGTH | _PLACES | {"evaluate_every", "log_every", "log_to", "data", "workers", "cache"}
+)
 _NO_FIELDS: Mapping[str, Any] = MappingProxyType({})
 # What a run writes to its folder but for predictions, of which other files may be kept.
 _OF_A_RUN = (
