@@ -53,7 +53,7 @@ Split = Literal["train", "val", "test"]
 Memory = Literal["plain", "remat", "fit"]
 OfNotFinite = Literal["stop", "skip"]
 _LENGTHS = {"steps": 0, "epochs": None}  # of a training, and what each is without the other
-_COUNTS = ("batch_size", "accumulate", "workers", "evaluate_every", "log_every")
+_COUNTS = ("batch_size", "accumulate", "model_axis", "workers", "evaluate_every", "log_every")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -131,6 +131,13 @@ class Recipe(abc.ABC):
     """A run whose weights to start from, where names and shapes agree: FCN-16s from a 32s run."""
     seed: int = 0
     """Of parameters, order, augmentation and dropout."""
+    data_axis: int | None = None
+    """Parts of the batch, each on devices of its own; by default as many as there are."""
+    model_axis: int = 1
+    """Devices that compute each part of the batch together, for shard "model"."""
+    shard: Literal["no", "data", "model"] = "no"
+    """What is split of parameters, optimiser and average: nothing, each over the devices of `data`
+    (FSDP) or over those of `model`. With "data", over those of `model` too, where there are any."""
     buckets: tuple[tuple[int, int], ...] = ()
     """Heights and widths to which held-out pictures are padded, each to the smallest that holds
     it, so that sizes may differ with few compilations; by default the canvas."""
@@ -169,10 +176,23 @@ class Recipe(abc.ABC):
             ("clip", lambda x: x > 0, "a length above 0"),
             ("ema", lambda x: 0 < x < 1, "a decay between 0 and 1, such as 0.999"),
             ("patience", lambda x: x >= 1, "at least 1 evaluation"),
+            ("data_axis", lambda x: x >= 1, "at least 1 part of the batch"),
         ):
             value = getattr(self, name)
             if value is not None and not fits(value):
                 raise SegjaxError(f"{name} is {value}; expected {expected}.")
+        if self.shard not in ("no", "data", "model"):
+            raise SegjaxError(f"shard is {self.shard!r}; expected no, data or model.")
+        if (self.model_axis == 1) and self.shard == "model":
+            raise SegjaxError(
+                "shard is model, but model_axis is 1, over which nothing is split: set model_axis "
+                "to 2 or more, or shard to data or no."
+            )
+        if self.model_axis > 1 and self.shard == "no":
+            raise SegjaxError(
+                f"model_axis is {self.model_axis}, but shard is no, so its devices would all "
+                "compute the same: set shard to model or data, or model_axis to 1."
+            )
 
     def _choose_length(self) -> None:
         """Keep steps or epochs: what is given outright or, where neither is, the class's own."""

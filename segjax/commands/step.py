@@ -82,5 +82,11 @@ class Parts:
             key=parameters,
             image_shape=(1, *recipe.crop, recipe.channels),
             ema=recipe.ema is not None,
-            sharding=sharding.replicated(mesh),
         )
+        self.state_sharding = sharding.state_shardings(
+            jax.eval_shape(self.make_state),
+            mesh,
+            shard=recipe.shard,
+            rules=getattr(self.model, "sharding_rules", ()),
+        )
+        self.make_state.keywords["sharding"] = self.state_sharding

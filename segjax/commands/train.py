@@ -57,7 +57,7 @@ def train(recipe: "Recipe", folder: Path, *, name: str, restart: bool = False) -
         raise SegjaxError(f"{folder}: a run cannot be removed and be started from. Use another.")
     compiled = CompilationCount()
     observing = Observing(_observers(recipe) if jax.process_index() == 0 else ())
-    mesh = sharding.make_mesh()
+    mesh = sharding.make_mesh(data=recipe.data_axis, model=recipe.model_axis)
     sources: dict[str, pipeline.Source] = {s: recipe.source(s) for s in recipe.splits}
     if hasattr(recipe, "data"):
         for source in sources.values():
