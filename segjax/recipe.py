@@ -35,7 +35,7 @@ from segjax.commands.train import train
 from segjax.data import augment, pipeline
 from segjax.data.augment import Example
 from segjax.errors import SegjaxError
-from segjax.training import Observer, losses, optimizers, sharding
+from segjax.training import Observer, losses, optimizers, processes
 
 Loss = Literal[
     "cross_entropy",
@@ -357,7 +357,7 @@ def main(recipe: type[Recipe], argv: Sequence[str] | None = None) -> None:
             yes: Do not ask.
         """
         if distributed:
-            sharding.join_cluster()
+            processes.join_cluster()
         train(recipe, run, name=name, restart=restart and may_clear(run, yes=yes))
 
     def cost_(recipe: without_data, *, run: Path = home) -> None:

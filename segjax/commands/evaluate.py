@@ -27,6 +27,7 @@ from segjax.inference import tiles
 from segjax.inference.predict import make_predict, make_tiled_predict
 from segjax.inference.views import compose, parse
 from segjax.training import sharding
+from segjax.training.processes import from_all_processes
 from segjax.training.train import Batch
 
 Labels = Callable[[np.ndarray], np.ndarray]  # picture (H, W, C) -> label (H, W)
@@ -118,8 +119,8 @@ def evaluate(
     share = evaluator.evaluate(
         compose(parse(views), on_mesh), batches, num_classes=len(source.classes), inspect=inspection
     )
-    found = evaluator.joined(sharding.from_all_processes(share))
-    seen = _joined(sharding.from_all_processes(inspection.seen))
+    found = evaluator.joined(from_all_processes(share))
+    seen = _joined(from_all_processes(inspection.seen))
     if jax.process_index() == 0:
         rate = processes * inspection.rate(1 if tile else batch_size // processes)
         devices = mesh.size * processes if tile else mesh.size

@@ -30,7 +30,7 @@ from segjax.data.wrapper import bare, without
 from segjax.errors import SegjaxError
 from segjax.evaluation import evaluator, report
 from segjax.inference.predict import make_predict
-from segjax.training import losses, sharding
+from segjax.training import losses, processes, sharding
 from segjax.training.checkpoint import Checkpoints
 from segjax.training.observers import Observer, services
 from segjax.training.progress import RunLog
@@ -96,7 +96,7 @@ def train(recipe: "Recipe", folder: Path, *, name: str, restart: bool = False) -
         defaults=_defaults(recipe),
         restart=restart,
     )
-    sharding.wait_for_all("start")  # for the first may be removing checkpoints still
+    processes.wait_for_all("start")  # for the first may be removing checkpoints still
     if recipe.skip_broken and jax.process_index() == 0:
         write_whole(folder / "skipped.json", as_json(skipped))
         for split, broken in skipped.items():
@@ -167,7 +167,7 @@ def _take_steps(
                     num_classes=len(held_out.classes),
                     summed_loss=summed_loss,
                 )
-                found = evaluator.joined(sharding.from_all_processes(share))
+                found = evaluator.joined(processes.from_all_processes(share))
                 scores = found.scores()
                 _check_held_out(number, found)
                 evaluations.append(scores["mean_iou"])
@@ -202,7 +202,7 @@ def _take_steps(
                 observe=observe,
                 every=[Every(recipe.evaluate_every, evaluate_and_save)],
                 rescue=checkpoints.save,
-                stop=lambda: bool(interrupted() or out_of_patience() or observing.to_stop),
+                stop=lambda number: bool(interrupted() or out_of_patience() or observing.to_stop),
             )
             observing.step = done = int(state.step)
             if skipped:

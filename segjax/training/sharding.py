@@ -2,8 +2,6 @@
 over `data` (FSDP) or over `model` (tensor parallelism), by rules on the paths of parameters.
 """
 
-import os
-import pickle
 import re
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
@@ -11,7 +9,6 @@ from typing import Any, Literal
 
 import jax
 import numpy as np
-from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from segjax.errors import SegjaxError
@@ -23,31 +20,6 @@ Rules = Sequence[tuple[str, int | None]]
 # of a network's biases and norms together are a thousandth of it.
 WHOLE_BELOW = 2**16
 _RULES: Rules = (("kernel$", -1),)  # of what a network says nothing: by output channels
-
-
-def join_cluster() -> None:
-    """Make this process one of a cluster's; the first thing that a process does with JAX.
-
-    Slurm, Open MPI, Kubernetes and Cloud TPU are found by JAX. Elsewhere JAX_COORDINATOR_ADDRESS
-    (host:port of the first process), JAX_NUM_PROCESSES and JAX_PROCESS_ID tell.
-
-    Raises:
-        SegjaxError: there is no cluster, or it cannot be joined.
-    """
-
-    def told(name: str) -> int | None:
-        return int(os.environ[name]) if name in os.environ else None
-
-    try:
-        jax.distributed.initialize(
-            num_processes=told("JAX_NUM_PROCESSES"), process_id=told("JAX_PROCESS_ID")
-        )
-    except (ValueError, RuntimeError) as error:
-        raise SegjaxError(
-            f"No cluster could be joined: {error} Start one process per host through Slurm, Open "
-            "MPI, Kubernetes or Cloud TPU, set JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and "
-            "JAX_PROCESS_ID, or drop --distributed on a single host."
-        ) from error
 
 
 def make_mesh(
@@ -185,21 +157,3 @@ def prefetch(batches: Iterable[Any], mesh: Mesh, *, ahead: int = 2) -> Iterator[
         if len(waiting) > ahead:
             yield waiting.popleft()
     yield from waiting
-
-
-def from_all_processes(thing: Any) -> list[Any]:
-    """What each process gives, by its number, on every process; of whatever pickle can write."""
-    if jax.process_count() == 1:
-        return [thing]
-    content = np.frombuffer(pickle.dumps(thing), np.uint8)
-    sizes = multihost_utils.process_allgather(np.array(content.size)).ravel()
-    padded = np.zeros(sizes.max(), np.uint8)  # all have to give arrays of one size
-    padded[: content.size] = content
-    everyones = multihost_utils.process_allgather(padded)
-    return [pickle.loads(row[:size].tobytes()) for row, size in zip(everyones, sizes, strict=True)]
-
-
-def wait_for_all(what: str) -> None:
-    """Return once every process of the cluster has come here."""
-    if jax.process_count() > 1:
-        multihost_utils.sync_global_devices(what)

@@ -300,7 +300,7 @@ def fit(
     observe: Callable[[int, Mapping[str, float], float], None] = lambda number, scalars, wait: None,
     every: Sequence[Every] = (),
     rescue: Callable[[int, State], None] = lambda number, state: None,
-    stop: Callable[[], bool] = lambda: False,
+    stop: Callable[[int], bool] = lambda number: False,
 ) -> State:
     """Take training steps from `state.step` until `until`.
 
@@ -316,7 +316,8 @@ def fit(
         every: what to do now and then; the step's scalars are known to be finite by then.
         rescue: called with the last good (step, state) where the loop ends early: `stop` said so,
             or the data or an action raised. Not after NotFinite, for the state is spoilt.
-        stop: asked after every step, and after what was to do then.
+        stop: asked with the number of every step, after it and what was to do then. Processes that
+            train as one must all be given the same answer.
 
     Returns:
         The state after the last step taken.
@@ -373,7 +374,7 @@ def fit(
         with rescued(number):
             for action in due:
                 action(number, state)
-        if number < until and stop():
+        if number < until and stop(number):
             settle()
             rescue(number, state)
             break

@@ -126,6 +126,7 @@ if processes > 1:
 assert jax.device_count() == 4 and jax.process_count() == processes
 
 from segjax.training import losses, optimizers, sharding, train
+from segjax.training.processes import from_all_processes
 from segjax.models import UNet
 
 model, optimizer = UNet(3, widths=(2,), dropout=0.3), optimizers.sgd()
@@ -151,7 +152,7 @@ def batches():
 
 state = train.fit(state, step, sharding.prefetch(batches(), mesh), until=3)
 assert step.func._cache_size() == 1
-everyones = sharding.from_all_processes({"number": process, "text": "a" * 10**process})
+everyones = from_all_processes({"number": process, "text": "a" * 10**process})
 assert everyones == [{"number": i, "text": "a" * 10**i} for i in range(processes)]
 if process == 0:
     leaves = [np.asarray(x).ravel() for x in jax.tree.leaves(state.variables)]
