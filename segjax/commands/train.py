@@ -127,8 +127,8 @@ def _take_steps(
     summed_loss = jax.jit(partial(losses.cross_entropy, reduction="sum"))
 
     with interruption() as interrupted, Checkpoints(folder / "checkpoints") as checkpoints:
-        state, start = parts.make_state(), checkpoints.newest or 0
-        state = checkpoints.restore(state, step=start) if start else _begin(recipe, state)
+        start, state = checkpoints.resume(parts.make_state())
+        state = state if start else _begin(recipe, state)
         log = RunLog(
             folder,
             total=recipe.steps,
