@@ -15,6 +15,7 @@ import rich
 import tyro
 from jax.sharding import Mesh
 
+from segjax.commands.checks import check_outputs, demand_counts, files_of, make_folder
 from segjax.commands.run import HeldOut, Run, write_whole
 from segjax.commands.trained import Which, held_out, load_step
 from segjax.data import pipeline
@@ -32,6 +33,15 @@ from segjax.training.train import Batch
 
 Labels = Callable[[np.ndarray], np.ndarray]  # picture (H, W, C) -> label (H, W)
 SHEET_ROWS = 6  # pictures on a preview sheet
+# Beside the overlays, which have a folder.
+_FILES = (
+    "scores.md",
+    "scores.json",
+    "pictures.csv",
+    "reliability.png",
+    "curves.png",
+    "preview.png",
+)
 WORST = 5  # pictures that scores.md names
 
 
@@ -68,8 +78,16 @@ def evaluate(
     Raises:
         SegjaxError: there is no such run, or its data cannot be read.
     """
+    demand_counts(tile=tile, batch_size=batch_size)
     stored = Run(run)
     source = held_out(stored, data, split)
+    where = out or run / ("report" if split == "val" else f"report/{split}")
+    inputs = files_of(source)
+    overlays = {f"overlays/{path.stem}.png" for path in inputs}
+    names = (*_FILES, "preview.png", *overlays)
+    check_outputs(((where / name, f"the {split} data") for name in names), inputs)
+    if jax.process_index() == 0:
+        make_folder(where)  # before it computes
     if (given := tuple(source.classes)) != (named := stored.rebuild("classes")):
         raise SegjaxError(
             f"{run / 'recipe.json'}: its source has the classes {', '.join(given)}, the run "
@@ -128,7 +146,6 @@ def evaluate(
             "pictures_per_second": rate,
             "device": f"{devices} × {mesh.devices.flat[0].device_kind}",
         }
-        where = out or run / ("report" if split == "val" else f"report/{split}")
         _write_report(stored, where, split, source, step, found, seen, throughput)
     return found.scores()
 
