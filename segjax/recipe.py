@@ -35,7 +35,7 @@ from segjax.commands.train import train
 from segjax.data import augment, pipeline
 from segjax.data.augment import Example
 from segjax.errors import SegjaxError
-from segjax.training import Observer, losses, optimizers, sharding
+from segjax.training import Observer, losses, optimizers, processes
 
 Loss = Literal[
     "cross_entropy",
@@ -50,8 +50,10 @@ Loss = Literal[
     "bce_dice",
 ]
 Split = Literal["train", "val", "test"]
+Memory = Literal["plain", "remat", "fit"]
+OfNotFinite = Literal["stop", "skip"]
 _LENGTHS = {"steps": 0, "epochs": None}  # of a training, and what each is without the other
-_COUNTS = ("batch_size", "workers", "evaluate_every", "log_every")
+_COUNTS = ("batch_size", "accumulate", "model_axis", "workers", "evaluate_every", "log_every")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -110,6 +112,15 @@ class Recipe(abc.ABC):
     """The longest gradient, as a norm over all parameters, to which longer ones are shortened."""
     ema: float | None = None
     """Decay of a moving average of the weights, which is what is scored and used then: 0.999."""
+    accumulate: int = 1
+    """Parts in which each device takes its pictures of a step, one after the other, to save
+    memory: the same step, but for batch norm, whose statistics are of each part."""
+    memory: Memory = "plain"
+    """What is kept for the gradient: all; less, the rest being computed again; or all if it fits,
+    else less. The values are the same."""
+    not_finite: OfNotFinite = "stop"
+    """What a loss or gradient does that is not finite: end the training, its batch kept for a look;
+    or be left out, and counted."""
     channels: int = 3
     """Channels of a picture: 1 grey, 3 RGB, 4 RGBA."""
     normalise: augment.Normalise = field(default_factory=augment.Normalise)
@@ -120,6 +131,13 @@ class Recipe(abc.ABC):
     """A run whose weights to start from, where names and shapes agree: FCN-16s from a 32s run."""
     seed: int = 0
     """Of parameters, order, augmentation and dropout."""
+    data_axis: int | None = None
+    """Parts of the batch, each on devices of its own; by default as many as there are."""
+    model_axis: int = 1
+    """Devices that compute each part of the batch together, for shard "model"."""
+    shard: Literal["no", "data", "model"] = "no"
+    """What is split of parameters, optimiser and average: nothing, each over the devices of `data`
+    (FSDP) or over those of `model`. With "data", over those of `model` too, where there are any."""
     buckets: tuple[tuple[int, int], ...] = ()
     """Heights and widths to which held-out pictures are padded, each to the smallest that holds
     it, so that sizes may differ with few compilations; by default the canvas."""
@@ -148,16 +166,33 @@ class Recipe(abc.ABC):
                 f"losses is {self.losses!r}; expected a tuple of at least one of "
                 f"{', '.join(get_args(Loss))}."
             )
+        for name, kind in {"memory": Memory, "not_finite": OfNotFinite}.items():
+            among = get_args(kind)
+            if (value := getattr(self, name)) not in among:
+                raise SegjaxError(f"{name} is {value!r}; expected one of {', '.join(among)}.")
         for name, fits, expected in (
             ("epochs", lambda x: 0 < x < math.inf, "a number above 0"),
             ("weight_decay", lambda x: 0 <= x < math.inf, "a number of at least 0"),
             ("clip", lambda x: x > 0, "a length above 0"),
             ("ema", lambda x: 0 < x < 1, "a decay between 0 and 1, such as 0.999"),
             ("patience", lambda x: x >= 1, "at least 1 evaluation"),
+            ("data_axis", lambda x: x >= 1, "at least 1 part of the batch"),
         ):
             value = getattr(self, name)
             if value is not None and not fits(value):
                 raise SegjaxError(f"{name} is {value}; expected {expected}.")
+        if self.shard not in ("no", "data", "model"):
+            raise SegjaxError(f"shard is {self.shard!r}; expected no, data or model.")
+        if (self.model_axis == 1) and self.shard == "model":
+            raise SegjaxError(
+                "shard is model, but model_axis is 1, over which nothing is split: set model_axis "
+                "to 2 or more, or shard to data or no."
+            )
+        if self.model_axis > 1 and self.shard == "no":
+            raise SegjaxError(
+                f"model_axis is {self.model_axis}, but shard is no, so its devices would all "
+                "compute the same: set shard to model or data, or model_axis to 1."
+            )
 
     def _choose_length(self) -> None:
         """Keep steps or epochs: what is given outright or, where neither is, the class's own."""
@@ -322,7 +357,7 @@ def main(recipe: type[Recipe], argv: Sequence[str] | None = None) -> None:
             yes: Do not ask.
         """
         if distributed:
-            sharding.join_cluster()
+            processes.join_cluster()
         train(recipe, run, name=name, restart=restart and may_clear(run, yes=yes))
 
     def cost_(recipe: without_data, *, run: Path = home) -> None:

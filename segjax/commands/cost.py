@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 def cost(recipe: "Recipe") -> None:
     """Compile the training step for the recipe's shapes, without data, and print what it takes."""
-    mesh = sharding.make_mesh()
+    mesh = sharding.make_mesh(data=recipe.data_axis, model=recipe.model_axis)
     found = step_cost(*step_in_shapes(recipe, mesh))
     # Of a network without loops, for a loop's body is counted once.
     flops = step_flops(*step_in_shapes(recipe, mesh, unrolled=True)) / mesh.size
@@ -45,10 +45,11 @@ def step_in_shapes(
     """A recipe's training step, and the shapes of the state and of the batch that it takes."""
     # The number of steps is an argument of the program: any serves.
     parts = Parts(in_steps(recipe, ()), mesh, unrolled=unrolled)
-    whole, split = sharding.replicated(mesh), sharding.split(mesh)
+    split = sharding.split(mesh)
     state = jax.tree.map(
-        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=whole),
+        lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding),
         jax.eval_shape(parts.make_state),
+        parts.state_sharding,
     )
 
     def rows(*shape: int, dtype: Any) -> jax.ShapeDtypeStruct:

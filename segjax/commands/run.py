@@ -4,6 +4,7 @@
     environment.json  versions, devices and command of each start
     skipped.json      with skip_broken, the examples that cannot be read
     metrics.jsonl     what the training told
+    failed/           the batch of a step that was not finite
     checkpoints/      the newest and the best
     tensorboard/      events
     wandb/            with log_to wandb, what it sends
@@ -36,13 +37,17 @@ from segjax.errors import SegjaxError
 HeldOut = Literal["val", "test"]
 # What may differ when a run is taken up again; all else would make it another run.
 _LENGTH = {"steps", "epochs", "patience"}
-_MAY_CHANGE = _LENGTH | {"evaluate_every", "log_every", "log_to", "data", "workers", "cache"}
+_PLACES = {"data_axis", "model_axis", "shard"}  # where it is computed
+_SAME_VALUES = {"memory", "model remat", "not_finite"}  # which change no value that is kept
+_MAY_CHANGE = _LENGTH | _PLACES | _SAME_VALUES
+_MAY_CHANGE |= {"evaluate_every", "log_every", "log_to", "data", "workers", "cache"}
 _NO_FIELDS: Mapping[str, Any] = MappingProxyType({})
 # What a run writes to its folder but for predictions, of which other files may be kept.
 _OF_A_RUN = (
     "environment.json",
     "skipped.json",
     "metrics.jsonl",
+    "failed",
     "checkpoints",
     "tensorboard",
     "wandb",

@@ -55,7 +55,7 @@ class Parts:
     """What a recipe's training consists of on a mesh, for `train` and for `cost`."""
 
     def __init__(self, recipe: "Recipe", mesh: Mesh, *, unrolled: bool = False) -> None:
-        sharding.check_batch_size(mesh, recipe.batch_size)
+        sharding.check_batch_size(mesh, recipe.batch_size, parts=recipe.accumulate)
         self.model: Any = recipe.model()
         if unrolled and hasattr(self.model, "scan"):
             self.model = self.model.clone(scan=False)
@@ -72,6 +72,8 @@ class Parts:
             prepare=make_prepare(recipe, margin=self.model.geometry.margin),
             key=steps,
             ema=recipe.ema,
+            accumulate=recipe.accumulate,
+            skip=recipe.not_finite == "skip",
         )
         self.make_state = partial(
             make_state,
@@ -80,5 +82,11 @@ class Parts:
             key=parameters,
             image_shape=(1, *recipe.crop, recipe.channels),
             ema=recipe.ema is not None,
-            sharding=sharding.replicated(mesh),
         )
+        self.state_sharding = sharding.state_shardings(
+            jax.eval_shape(self.make_state),
+            mesh,
+            shard=recipe.shard,
+            rules=getattr(self.model, "sharding_rules", ()),
+        )
+        self.make_state.keywords["sharding"] = self.state_sharding

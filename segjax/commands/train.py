@@ -20,6 +20,7 @@ import segjax
 from segjax.commands.command import CompilationCount, interruption
 from segjax.commands.description import describe
 from segjax.commands.evaluate import batches_on_mesh, evaluate
+from segjax.commands.failed import keep_failed
 from segjax.commands.observing import Observing
 from segjax.commands.run import Run, as_json, read_json, start_run, write_whole
 from segjax.commands.step import Parts, in_steps
@@ -29,7 +30,7 @@ from segjax.data.wrapper import bare, without
 from segjax.errors import SegjaxError
 from segjax.evaluation import evaluator, report
 from segjax.inference.predict import make_predict
-from segjax.training import losses, sharding
+from segjax.training import losses, processes, sharding
 from segjax.training.checkpoint import Checkpoints
 from segjax.training.observers import Observer, services
 from segjax.training.progress import RunLog
@@ -56,7 +57,7 @@ def train(recipe: "Recipe", folder: Path, *, name: str, restart: bool = False) -
         raise SegjaxError(f"{folder}: a run cannot be removed and be started from. Use another.")
     compiled = CompilationCount()
     observing = Observing(_observers(recipe) if jax.process_index() == 0 else ())
-    mesh = sharding.make_mesh()
+    mesh = sharding.make_mesh(data=recipe.data_axis, model=recipe.model_axis)
     sources: dict[str, pipeline.Source] = {s: recipe.source(s) for s in recipe.splits}
     if hasattr(recipe, "data"):
         for source in sources.values():
@@ -95,7 +96,7 @@ def train(recipe: "Recipe", folder: Path, *, name: str, restart: bool = False) -
         defaults=_defaults(recipe),
         restart=restart,
     )
-    sharding.wait_for_all("start")  # for the first may be removing checkpoints still
+    processes.wait_for_all("start")  # for the first may be removing checkpoints still
     if recipe.skip_broken and jax.process_index() == 0:
         write_whole(folder / "skipped.json", as_json(skipped))
         for split, broken in skipped.items():
@@ -126,8 +127,8 @@ def _take_steps(
     summed_loss = jax.jit(partial(losses.cross_entropy, reduction="sum"))
 
     with interruption() as interrupted, Checkpoints(folder / "checkpoints") as checkpoints:
-        state, start = parts.make_state(), checkpoints.newest or 0
-        state = checkpoints.restore(state, step=start) if start else _begin(recipe, state)
+        start, state = checkpoints.resume(parts.make_state())
+        state = state if start else _begin(recipe, state)
         log = RunLog(
             folder,
             total=recipe.steps,
@@ -138,8 +139,11 @@ def _take_steps(
             tell=observing.tell,
         )
         evaluations = _mean_ious(folder, start) if recipe.patience else []
+        skipped = 0
 
         def observe(number: int, scalars: Mapping[str, float], waited: float) -> None:
+            nonlocal skipped
+            skipped += int(scalars.get("skipped", 0))
             if number == start + 1:
                 seconds = time.perf_counter() - segjax.STARTED
                 log.say(f"first step {seconds:.1f} s after the start; {compiled}")
@@ -163,14 +167,15 @@ def _take_steps(
                     num_classes=len(held_out.classes),
                     summed_loss=summed_loss,
                 )
-                found = evaluator.joined(sharding.from_all_processes(share))
+                found = evaluator.joined(processes.from_all_processes(share))
                 scores = found.scores()
+                _check_held_out(number, found)
                 evaluations.append(scores["mean_iou"])
                 # Before it is saved, so that a run that goes on from there finds the line.
                 log.scores(number, scores | {"loss": found.loss})
                 checkpoints.save(number, state, scores)
 
-        with log, _telling_what_is_kept(checkpoints):
+        with log, _telling_what_is_kept(checkpoints, folder, data):
             early = f"for {recipe.patience} evaluations brought no better mean IoU (--patience)"
             if start >= recipe.steps:
                 log.say(f"{folder}: at step {start} already, nothing is left to train")
@@ -197,9 +202,11 @@ def _take_steps(
                 observe=observe,
                 every=[Every(recipe.evaluate_every, evaluate_and_save)],
                 rescue=checkpoints.save,
-                stop=lambda: bool(interrupted() or out_of_patience() or observing.to_stop),
+                stop=lambda number: bool(interrupted() or out_of_patience() or observing.to_stop),
             )
             observing.step = done = int(state.step)
+            if skipped:
+                log.say(f"{skipped} of {done - start} steps were skipped, for they were not finite")
             if out_of_patience() and start < done < recipe.steps:
                 log.say(f"stopped at step {done} of {recipe.steps}, {early}")
     if observing.error and observing.to_stop and done < recipe.steps:
@@ -212,15 +219,26 @@ def _take_steps(
         sys.exit(128 + number)
 
 
+def _check_held_out(number: int, found: evaluator.Evaluation) -> None:
+    """Raise NotFinite where the held-out loss is not, though any pixel is valid."""
+    if found.confusion.sum() and not math.isfinite(found.loss):
+        raise NotFinite(
+            f"Training stopped at step {number}: the loss on the held-out pictures is {found.loss}"
+            ", so this state is not saved. Try a lower learning rate, a longer warm-up or float32."
+        )
+
+
 @contextmanager
-def _telling_what_is_kept(checkpoints: Checkpoints) -> Iterator[None]:
-    """Add to the error of a spoilt state from where the training can go on."""
+def _telling_what_is_kept(
+    checkpoints: Checkpoints, folder: Path, data: pipeline.Source
+) -> Iterator[None]:
+    """Keep the batch that spoilt a state, and tell from where the training can go on."""
     try:
         yield
     except NotFinite as error:
         newest = checkpoints.newest
         kept = f"The checkpoint of step {newest} is kept." if newest else "No checkpoint yet."
-        raise SegjaxError(f"{error} {kept}") from error
+        raise SegjaxError(f"{error}{keep_failed(error, folder, data)} {kept}") from error
 
 
 def _begin(recipe: "Recipe", state: State) -> State:

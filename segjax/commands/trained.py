@@ -12,10 +12,11 @@ from segjax.commands.run import HeldOut, Run
 from segjax.data.wrapper import bare
 from segjax.errors import SegjaxError
 from segjax.segmenter import Segmenter
-from segjax.training.checkpoint import Checkpoints
+from segjax.training.checkpoint import Checkpoints, Vanished
 
 Which = Literal["best", "newest"]
 _PLACES = ("root", "data_dir")  # fields of sources that name their folder
+_TRIES = 50  # to read a checkpoint before the training has removed it
 
 
 def load(run: str | Path | Run, checkpoint: Which = "best") -> Segmenter:
@@ -45,15 +46,7 @@ def load_step(run: Run, checkpoint: Which) -> tuple[int, Segmenter]:
             f"{run.folder / 'recipe.json'}: its network or scaling cannot be used: {error}. "
             "Restore the file."
         ) from error
-    with Checkpoints(run.folder / "checkpoints") as checkpoints:
-        step = checkpoints.best if checkpoint == "best" else checkpoints.newest
-        if step is None:
-            raise SegjaxError(f"{run.folder}: no checkpoint yet. Train it first.")
-        # Of a moving average of the weights, where the run has one, are the scores.
-        if checkpoints.holds("ema", step=step):
-            variables = checkpoints.restore({"ema": dict(like)}, step=step)["ema"]
-        else:
-            variables = checkpoints.restore(dict(like), step=step)
+    step, variables = _variables(run.folder, checkpoint, dict(like))
     try:
         return step, Segmenter(
             model=model,
@@ -67,6 +60,30 @@ def load_step(run: Run, checkpoint: Which) -> tuple[int, Segmenter]:
         )
     except SegjaxError as error:
         raise SegjaxError(f"{run.folder / 'recipe.json'}: {error} Restore the file.") from error
+
+
+def _variables(folder: Path, checkpoint: Which, like: Any) -> tuple[int, Any]:
+    """The step of a checkpoint of a run, and its variables.
+
+    The run may be training, and remove the checkpoint meanwhile: then a newer one is there.
+    """
+    for _ in range(_TRIES):
+        with Checkpoints(folder / "checkpoints", read_only=True) as checkpoints:
+            try:
+                step = checkpoints.best if checkpoint == "best" else checkpoints.newest
+                if step is None:
+                    raise SegjaxError(f"{folder}: no checkpoint yet. Train it first.")
+                checkpoints.verify(step)
+                # Of a moving average of the weights, where the run has one, are the scores.
+                if checkpoints.holds("ema", step=step):
+                    return step, checkpoints.restore({"ema": like}, step=step)["ema"]
+                return step, checkpoints.restore(like, step=step)
+            except Vanished:
+                continue
+    raise SegjaxError(
+        f"{folder}: the training there replaces its checkpoints faster than they can be read. Let "
+        "it save less often (--evaluate-every), or wait for its end."
+    )
 
 
 def held_out(run: Run, data: Path | None = None, split: HeldOut = "val") -> Any:

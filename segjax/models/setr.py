@@ -7,7 +7,7 @@ from jax.typing import DTypeLike
 
 from segjax.models.geometry import Geometry
 from segjax.models.layers import Output, resize
-from segjax.models.vit import LayerNorm, ViT, conv_init
+from segjax.models.vit import LayerNorm, ViT, conv_init, sharding_rules
 
 
 class _SETR(nn.Module):
@@ -24,6 +24,8 @@ class _SETR(nn.Module):
     scan: bool = True
     remat: bool = False
     dtype: DTypeLike | None = None
+
+    sharding_rules = sharding_rules
 
     @property
     def geometry(self) -> Geometry:

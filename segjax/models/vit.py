@@ -15,6 +15,16 @@ conv_init = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
 linear_init = nn.initializers.normal(0.02)
 # Two passes as PyTorch, for the tokens of a trained network are far from centred.
 LayerNorm = partial(nn.LayerNorm, use_fast_variance=False)
+# Over which axis a parameter is split where devices compute a block together, as
+# `training.sharding` takes it: heads and hidden units each, so that only the sums of the two
+# projections back to the width are exchanged. The embedding of patches is whole.
+sharding_rules = (
+    ("blocks/qkv/(kernel|bias)$", -2),
+    ("blocks/out/kernel$", -3),
+    ("blocks/mlp_0/(kernel|bias)$", -1),
+    ("blocks/mlp_1/kernel$", -2),
+    ("vit/patch/kernel$", None),
+)
 
 
 class ViT(nn.Module):
