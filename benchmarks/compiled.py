@@ -12,7 +12,6 @@ chip's memory are those that the compiler names as it refuses.
 """
 
 import argparse
-import re
 import shlex
 import sys
 import time
@@ -114,12 +113,9 @@ def measure(name: str, row: Row, mesh: jax.sharding.Mesh, options: argparse.Name
     step = step_in_shapes(model, mesh, row.share * mesh.size, options.size)
     try:
         found = cost.step_cost(*step)
-    except jax.errors.JaxRuntimeError as error:
+    except cost.DoesNotFit as error:
         seconds = time.perf_counter() - started
-        told = re.search(
-            r"temporaries \(([\d.]+)G\) exceeds available HBM \(([\d.]+)G\)", str(error)
-        )
-        why = f"{told[1]}, of {told[2]}: does not fit" if told else str(error).splitlines()[0]
+        why = f"{error.need:.2f}, of {error.room:.2f}: does not fit"
         print(f"| {name} ({row.share}) | {why} | | | | | {seconds:.0f} |", flush=True)
         return
     talk = ", ".join(
