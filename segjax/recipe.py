@@ -360,14 +360,26 @@ def main(recipe: type[Recipe], argv: Sequence[str] | None = None) -> None:
             processes.join_cluster()
         train(recipe, run, name=name, restart=restart and may_clear(run, yes=yes))
 
-    def cost_(recipe: without_data, *, run: Path = home) -> None:
-        """Compile the training step without data; print parameters, FLOPs, memory, compile time.
+    def cost_(
+        recipe: without_data,
+        *,
+        run: Path = home,
+        topology: str | None = None,
+        gpu: str | None = None,
+        devices: int | None = None,
+        reckon: bool = False,
+    ) -> None:
+        """Tell what a training step takes, without data: memory, FLOPs, traffic, time at least.
 
         Args:
             run: Not read: what counts are the fields given here.
+            topology: Compile for a TPU slice that is not here: v5e:4x4, v4:2x2x4, v5p:…, v6e:….
+            gpu: Reckon for a GPU that is not here, by its data sheet: h100, a100, l4, rtx4090, ….
+            devices: How many such GPUs; without --gpu, CPU devices to make and compile for.
+            reckon: Compile nothing: an answer in seconds.
         """
         jax.config.update("jax_enable_compilation_cache", False)  # it would hide the time
-        cost(recipe)
+        cost(recipe, topology=topology, gpu=gpu, count=devices, reckoned=reckon)
 
     def show_augment_(recipe: given, *, out: Path = Path(f"{name}_augment.png")) -> None:
         """Draw a few training pictures, each beside some augmentations of it, labels laid over.

@@ -54,6 +54,10 @@ class DoesNotFit(SegjaxError):
         self.need, self.room = need, room
 
 
+class NoCompiler(SegjaxError):
+    """What would compile for such a device is not installed."""
+
+
 # What libtpu asks the machine for, which is no TPU's: it need not look.
 _NO_TPU_HERE = {
     "TPU_SKIP_MDS_QUERY": "1",
@@ -63,34 +67,45 @@ _NO_TPU_HERE = {
 }
 
 
-def slice_devices(topology: str) -> list[Any]:
-    """The devices of a TPU slice that is not here, to compile for: of "v5e:4x4", 16.
+def slice_of(topology: str) -> tuple[str, int]:
+    """Of a TPU slice's name, such as "v5e:4x8": the generation and how many chips it has.
 
     Raises:
-        SegjaxError: libtpu is missing, or there is no such slice.
+        SegjaxError: it is no such name.
     """
     match = re.fullmatch(r"(v4|v5e|v5p|v6e):(\d+)x(\d+)(?:x(\d+))?", topology)
-    if not match:
+    if not match or (bool(match[4]) and match[1] in ("v5e", "v6e")):
         raise SegjaxError(
-            f"{topology!r} is no TPU slice. Expected a generation and its chips' rows and columns, "
-            "as v5e:1x1, v5e:2x2, v5e:4x8, v6e:16x16 (up to 16x16), v4:2x2x4 or v5p:4x4x8."
+            f"{topology!r} is no TPU slice. Expected a generation and its chips' rows and columns: "
+            "v5e:1x1, v5e:2x2, v5e:4x8, … v6e:16x16; of v4 and v5p layers too: v4:2x2x4, v5p:4x4x8."
         )
+    generation, *sides = match.groups(default="1")
+    return generation, math.prod(int(side) for side in sides)
+
+
+def slice_devices(topology: str) -> list[Any]:
+    """The devices of a TPU slice that is not here, to compile for.
+
+    Raises:
+        NoCompiler: libtpu is not installed.
+        SegjaxError: there is no such slice.
+    """
+    generation, _ = slice_of(topology)
     if importlib.util.find_spec("libtpu") is None:
-        raise SegjaxError(
-            "Compiling for a TPU needs its compiler: pip install 'segjax[tpu]' (no TPU is needed)."
+        raise NoCompiler(
+            "To compile for a TPU takes its compiler, and no TPU: pip install 'segjax[tpu]'"
         )
     for name, value in _NO_TPU_HERE.items():
         os.environ.setdefault(name, value)
-    generation, *sides = match.groups(default="1")
     # A host has 2×2 chips by libtpu's default; any slice may be of hosts of one chip.
     options: dict[str, Any] = {}
-    if any(int(side) % 2 for side in sides[:2]):
+    if any(int(side) % 2 for side in re.findall(r"\d+", topology.partition(":")[2])[:2]):
         options["chips_per_host_bounds"] = (1, 1, 1)
     if generation == "v4":
         options["chip_config_name"] = "megacore"  # both cores as one device, as JAX runs a v4
     try:
         found = topologies.get_topology_desc(platform="tpu", topology_name=topology, **options)
-    except Exception as error:  # of any kind, from libtpu
+    except jax.errors.JaxRuntimeError as error:
         raise SegjaxError(f"libtpu knows no slice {topology!r}: {error}") from error
     return list(found.devices)
 

@@ -36,7 +36,14 @@ def make_mesh(
         SegjaxError: the two do not make up the devices.
     """
     devices = jax.devices() if devices is None else devices
-    count = len(devices)
+    shape = mesh_shape(len(devices), data=data, model=model)
+    # Auto: make_mesh's own default is Explicit, under which Linen's Dropout fails.
+    types = (AxisType.Auto, AxisType.Auto)
+    return jax.make_mesh(shape, ("data", "model"), types, devices=devices)
+
+
+def mesh_shape(count: int, *, data: int | None = None, model: int = 1) -> tuple[int, int]:
+    """The lengths of `data` and `model` on that many devices; raises as `make_mesh`."""
     if count % model:
         good = ", ".join(str(n) for n in range(1, count + 1) if count % n == 0)
         raise SegjaxError(
@@ -47,9 +54,7 @@ def make_mesh(
             f"data_axis {data} × model_axis {model} are {data * model} devices, and there are "
             f"{count}: set data_axis to {count // model}, or leave it out."
         )
-    # Auto: make_mesh's own default is Explicit, under which Linen's Dropout fails.
-    types = (AxisType.Auto, AxisType.Auto)
-    return jax.make_mesh((count // model, model), ("data", "model"), types, devices=devices)
+    return count // model, model
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
