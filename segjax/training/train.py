@@ -57,7 +57,7 @@ def make_state(
     key: jax.Array,
     image_shape: Sequence[int],
     ema: bool = False,
-    sharding: jax.sharding.Sharding | None = None,
+    sharding: Any = None,
 ) -> State:
     """The state before the first step.
 
@@ -67,7 +67,8 @@ def make_state(
         key: for the parameters.
         image_shape: (B, H, W, C) of a training input.
         ema: whether it holds a moving average of the variables.
-        sharding: where it lies, `sharding.replicated(mesh)`; by default on one device.
+        sharding: where it lies: `sharding.replicated(mesh)`, or a tree of shardings as of
+            `sharding.state_shardings`, which it is created with; by default on one device.
 
     Raises:
         SegjaxError: the shape has other axes.
@@ -96,6 +97,8 @@ def make_train_step(
     prepare: Callable[[jax.Array, Batch], tuple[jax.Array, Any]],
     key: jax.Array,
     ema: float | None = None,
+    state_sharding: Any = None,
+    at_use: Callable[[Any], Any] = lambda params: params,
 ) -> Callable[[State, Batch], tuple[State, Scalars]]:
     """The jitted training step; its first argument is donated.
 
@@ -117,10 +120,13 @@ def make_train_step(
             TensorFlow's ExponentialMovingAverage has it, so that the first weights, which mean
             nothing, are soon forgotten. Batch statistics are averaged with the parameters, as in
             EfficientNet's code and timm's: those at hand belong to other weights than the average.
+        state_sharding: of the state that is returned, a tree of shardings; by default as the
+            compiler leaves it.
+        at_use: of the parameters, as of `sharding.at_use`: what `apply` is given.
 
     Returns:
         (state, batch) -> (state, {"loss", "gradient_norm", "learning_rate"}). The step is a pure
-        function: on n devices it computes what it computes on one.
+        function: on n devices it computes what it computes on one, up to rounding.
 
     Raises:
         SegjaxError: the schedule is no function; at the first step, the state has no moving average
@@ -149,7 +155,7 @@ def make_train_step(
 
         def objective(params: Any) -> tuple[jax.Array, Any]:
             output, changed = model.apply(
-                {"params": params, "batch_stats": state.batch_stats},
+                {"params": at_use(params), "batch_stats": state.batch_stats},
                 images,
                 train=True,
                 mutable=["batch_stats"],
@@ -168,7 +174,9 @@ def make_train_step(
 
     if jax.tree_util.all_leaves([schedule]):  # a plain function, such as optax's schedules
         schedule = jax.tree_util.Partial(schedule)
-    return partial(jax.jit(step, donate_argnums=0), key=key, schedule=schedule, ema=ema)
+    out = None if state_sharding is None else (state_sharding, None)
+    jitted = jax.jit(step, donate_argnums=0, out_shardings=out)
+    return partial(jitted, key=key, schedule=schedule, ema=ema)
 
 
 def _check_ema(state: State, decay: jax.Array | None) -> None:
