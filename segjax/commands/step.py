@@ -64,17 +64,6 @@ class Parts:
         if recipe.clip is not None:
             optimizer = optax.chain(optax.clip_by_global_norm(recipe.clip), optimizer)
         parameters, steps = jax.random.split(jax.random.key(recipe.seed))
-        self.step = make_train_step(
-            self.model,
-            optimizer,
-            recipe.loss,
-            schedule=recipe.schedule(),
-            prepare=make_prepare(recipe, margin=self.model.geometry.margin),
-            key=steps,
-            ema=recipe.ema,
-            accumulate=recipe.accumulate,
-            skip=recipe.not_finite == "skip",
-        )
         self.make_state = partial(
             make_state,
             self.model,
@@ -90,3 +79,16 @@ class Parts:
             rules=getattr(self.model, "sharding_rules", ()),
         )
         self.make_state.keywords["sharding"] = self.state_sharding
+        self.step = make_train_step(
+            self.model,
+            optimizer,
+            recipe.loss,
+            schedule=recipe.schedule(),
+            prepare=make_prepare(recipe, margin=self.model.geometry.margin),
+            key=steps,
+            ema=recipe.ema,
+            accumulate=recipe.accumulate,
+            skip=recipe.not_finite == "skip",
+            state_sharding=self.state_sharding,
+            at_use=partial(sharding.at_use, shardings=self.state_sharding.params),
+        )

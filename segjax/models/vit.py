@@ -102,7 +102,8 @@ class ViT(nn.Module):
 
         if self.remat:
             step = jax.checkpoint(step, prevent_cse=not self.scan)
-        blocks = self.param("blocks", init)
+        # Boxed, where they are: each block's are opened within the loop.
+        blocks = self.param("blocks", init, unbox=False)
         maps, start = {}, 0
         for tap in sorted(set(self.taps)):
             between = jax.tree.map(lambda leaf, part=slice(start, tap + 1): leaf[part], blocks)

@@ -5,8 +5,10 @@ over `data` (FSDP) or over `model` (tensor parallelism), by rules on the paths o
 import re
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
+from functools import partial
 from typing import Any, Literal
 
+import flax
 import jax
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
@@ -119,6 +121,68 @@ def state_shardings(
         return NamedSharding(mesh, PartitionSpec(*axes))
 
     return jax.tree_util.tree_map_with_path(place, state)
+
+
+def at_use(params: Any, shardings: Any) -> Any:
+    """Parameters that lie split over `data`, for `model.apply`: each is gathered where it is used.
+
+    Left to itself the compiler splits a layer's computation as its parameters lie, and moves
+    activations and sums of them between all devices. Flax opens these boxes where a layer asks for
+    its parameter: there it is gathered, within a loop over blocks that of one block, and its
+    gradient is left split as the parameter lies.
+
+    Args:
+        params: arrays, as they lie; of a loop over stacked blocks the module has to ask for its
+            parameters by `self.param(…, unbox=False)`, and give the boxes to the loop.
+        shardings: theirs, of `state_shardings`.
+
+    Returns:
+        The tree with a box around each array that is split over `data`.
+    """
+
+    def boxed(array: Any, sharding: NamedSharding) -> Any:
+        return _AtUse(array, sharding) if "data" in sharding.spec else array
+
+    return jax.tree.map(boxed, params, shardings)
+
+
+class _AtUse(flax.struct.PyTreeNode, flax.core.meta.AxisMetadata[Any]):
+    """A parameter that is gathered when it is opened; or a slice of it, which lacks first axes."""
+
+    value: Any
+    sharding: NamedSharding = flax.struct.field(pytree_node=False)
+
+    def unbox(self) -> Any:
+        spec = self.sharding.spec[len(self.sharding.spec) - self.value.ndim :]
+        return _gathered(self.value, NamedSharding(self.sharding.mesh, PartitionSpec(*spec)))
+
+    def replace_boxed(self, val: Any) -> Any:
+        return self.replace(value=val)
+
+    def add_axis(self, index: int, params: dict[Any, Any]) -> Any:
+        return self
+
+    def remove_axis(self, index: int, params: dict[Any, Any]) -> Any:
+        return self
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(1,))
+def _gathered(array: jax.Array, sharding: NamedSharding) -> jax.Array:
+    spec = PartitionSpec(*(None if axis == "data" else axis for axis in sharding.spec))
+    return jax.lax.with_sharding_constraint(array, NamedSharding(sharding.mesh, spec))
+
+
+def _gathered_forward(array: jax.Array, sharding: NamedSharding) -> tuple[jax.Array, None]:
+    return _gathered(array, sharding), None
+
+
+def _gathered_backward(
+    sharding: NamedSharding, _: None, gradient: jax.Array
+) -> tuple[jax.Array]:
+    return (jax.lax.with_sharding_constraint(gradient, sharding),)
+
+
+_gathered.defvjp(_gathered_forward, _gathered_backward)
 
 
 def _words(path: Any) -> tuple[str, ...]:
