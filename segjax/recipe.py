@@ -28,6 +28,7 @@ from segjax.commands.command import command
 from segjax.commands.cost import cost
 from segjax.commands.description import file_of
 from segjax.commands.evaluate import evaluate
+from segjax.commands.lock import locked
 from segjax.commands.predict import predict
 from segjax.commands.run import may_clear
 from segjax.commands.show_augment import show_augment
@@ -345,6 +346,7 @@ def main(recipe: type[Recipe], argv: Sequence[str] | None = None) -> None:
         *,
         run: Path = home,
         distributed: bool = False,
+        fork: Path | None = None,
         restart: bool = False,
         yes: bool = False,
     ) -> None:
@@ -353,12 +355,15 @@ def main(recipe: type[Recipe], argv: Sequence[str] | None = None) -> None:
         Args:
             run: The run folder.
             distributed: Join the other processes of a cluster; each runs this same command.
+            fork: Another run, from whose whole state a new one begins: parameters, optimiser, step.
             restart: Remove the run in the folder, after a question, and start over.
             yes: Do not ask.
         """
         if distributed:
             processes.join_cluster()
-        train(recipe, run, name=name, restart=restart and may_clear(run, yes=yes))
+        with locked(run):
+            restart = restart and may_clear(run, yes=yes)
+            train(recipe, run, name=name, restart=restart, origin=fork)
 
     def cost_(
         recipe: without_data,

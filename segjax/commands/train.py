@@ -21,12 +21,13 @@ from segjax.commands.command import CompilationCount, interruption
 from segjax.commands.description import describe
 from segjax.commands.evaluate import batches_on_mesh, evaluate
 from segjax.commands.failed import keep_failed
+from segjax.commands.fork import Fork, fork
 from segjax.commands.observing import Observing
 from segjax.commands.run import Run, as_json, read_json, start_run, write_whole
 from segjax.commands.step import Parts, in_steps
 from segjax.commands.trained import check_folder, load_step
 from segjax.data import audit, cache, pipeline
-from segjax.data.wrapper import bare, without
+from segjax.data.wrapper import bare, listing, without
 from segjax.errors import SegjaxError
 from segjax.evaluation import evaluator, report
 from segjax.inference.predict import make_predict
@@ -40,7 +41,14 @@ if TYPE_CHECKING:
     from segjax.recipe import Recipe
 
 
-def train(recipe: "Recipe", folder: Path, *, name: str, restart: bool = False) -> None:
+def train(
+    recipe: "Recipe",
+    folder: Path,
+    *,
+    name: str,
+    restart: bool = False,
+    origin: Path | None = None,
+) -> None:
     """Train a recipe in a run folder, or go on where the run in it has stopped; then evaluate.
 
     Args:
@@ -48,6 +56,7 @@ def train(recipe: "Recipe", folder: Path, *, name: str, restart: bool = False) -
         folder: the run folder.
         name: of the recipe, written down there.
         restart: remove what the run there has written, and train anew.
+        origin: another run, from whose whole state a new one begins.
 
     Raises:
         SegjaxError: what is wrong with the data, the folder or the numbers.
@@ -80,6 +89,7 @@ def train(recipe: "Recipe", folder: Path, *, name: str, restart: bool = False) -
     canvases = dict.fromkeys(sources, held_out_canvases) | {"train": [recipe.canvas]}
     audit.check(sources, canvases=canvases)
     data, held_out = (_kept(sources[split], recipe.cache) for split in ("train", "val"))
+    forked = fork(folder, origin, like=parts.make_state, until=recipe.steps, restart=restart)
     start_run(
         folder,
         name=name,
@@ -94,6 +104,8 @@ def train(recipe: "Recipe", folder: Path, *, name: str, restart: bool = False) -
         | ({"baseline": baseline} if baseline else {})
         | ({"published": [*map(dataclasses.asdict, of)]} if (of := recipe.published) else {}),
         defaults=_defaults(recipe),
+        data={split: listing(sources[split]) for split in ("train", "val")},
+        note=forked.note if forked else {},
         restart=restart,
     )
     processes.wait_for_all("start")  # for the first may be removing checkpoints still
@@ -106,7 +118,7 @@ def train(recipe: "Recipe", folder: Path, *, name: str, restart: bool = False) -
         length = f"{given.epochs:g} epochs of {len(data)} pictures"
         print(f"{length} are {recipe.steps} steps of {recipe.batch_size}.")
     with observing.to_the_end():
-        _take_steps(recipe, parts, data, held_out, folder, mesh, observing, compiled)
+        _take_steps(recipe, parts, data, held_out, folder, mesh, observing, compiled, forked)
         for split in Run(folder).splits:
             observing.scores = evaluate(folder, split=split)
 
@@ -120,6 +132,7 @@ def _take_steps(
     mesh: Mesh,
     observing: Observing,
     compiled: CompilationCount,
+    forked: Fork | None,
 ) -> None:
     """Train from the newest checkpoint to the end, evaluating and saving on the way."""
     predict = make_predict(parts.model, normalise=recipe.normalise)
@@ -128,7 +141,11 @@ def _take_steps(
 
     with interruption() as interrupted, Checkpoints(folder / "checkpoints") as checkpoints:
         start, state = checkpoints.resume(parts.make_state())
-        state = state if start else _begin(recipe, state)
+        if forked and not start:
+            start, state = forked.step, forked.state
+            checkpoints.save(start, state)  # so that the other run is needed no more
+        elif not start:
+            state = _begin(recipe, state)
         log = RunLog(
             folder,
             total=recipe.steps,
@@ -181,6 +198,8 @@ def _take_steps(
                 log.say(f"{folder}: at step {start} already, nothing is left to train")
             elif out_of_patience():
                 log.say(f"{folder}: stopped at step {start}, {early}; nothing is left to train")
+            elif forked:
+                log.say(f"{folder}: {forked}; to step {recipe.steps}")
             elif start:
                 log.say(f"{folder}: going on from step {start} of {recipe.steps}")
             observing.start(folder, Run(folder).fields, start)

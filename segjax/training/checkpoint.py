@@ -194,7 +194,7 @@ class Checkpoints:
         """
         self._finish()  # it may be the one that is being written
         stored, wanted = self._stored(step), _shapes(like)
-        fields = {name.split(".")[0] for name in wanted}
+        fields = _fields(like)
         stored = {name: shape for name, shape in stored.items() if name.split(".")[0] in fields}
         differences = [
             f"  {name}: {stored.get(name, 'absent')} stored, {wanted.get(name, 'absent')} wanted"
@@ -461,6 +461,16 @@ def _compared(where: Path, name: str, expected: tuple[int, int]) -> str:
 def _first_line(reason: object) -> str:
     """Of what Orbax says, which appends pages."""
     return (str(reason).splitlines() or [type(reason).__name__])[0][:200]
+
+
+def _fields(tree: Any) -> set[str]:
+    """The names at the top of a tree, less those that hold None; also where nothing has arrays."""
+    children, _ = jax.tree_util.tree_flatten_with_path(tree, is_leaf=lambda x: x is not tree)
+    return {
+        jax.tree_util.keystr(path, simple=True, separator=".")
+        for path, child in children
+        if child is not None
+    }
 
 
 def _shapes(tree: Any) -> dict[str, tuple[int, ...]]:

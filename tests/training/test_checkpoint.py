@@ -225,6 +225,12 @@ def test_another_optimiser_is_named(checkpoints):
         checkpoints.restore(make_state(optimizer=ADAMW), step=5)
 
 
+def test_an_optimiser_without_arrays_is_another_too(checkpoints):
+    checkpoints.save(5, make_state(optimizer=SGD))
+    with pytest.raises(SegjaxError, match=r"opt_state.*: \(3, 3, 3, 3\) stored, absent wanted"):
+        checkpoints.restore(make_state(optimizer=optax.sgd(0.1)), step=5)
+
+
 def test_a_long_list_of_differences_is_cut(checkpoints):
     params = {f"layer_{i}": jnp.zeros(i + 1) for i in range(12)}
     checkpoints.save(5, {"params": params})
