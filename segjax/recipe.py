@@ -11,6 +11,7 @@ import math
 import re
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -310,6 +311,7 @@ def main(recipe: type[Recipe], argv: Sequence[str] | None = None) -> None:
         *,
         run: Path = home,
         distributed: bool = False,
+        wait: int = 120,
         restart: bool = False,
         yes: bool = False,
     ) -> None:
@@ -318,12 +320,12 @@ def main(recipe: type[Recipe], argv: Sequence[str] | None = None) -> None:
         Args:
             run: The run folder.
             distributed: Join the other processes of a cluster; each runs this same command.
+            wait: Seconds that --distributed waits for the other processes to start.
             restart: Remove the run in the folder, after a question, and start over.
             yes: Do not ask.
         """
-        if distributed:
-            processes.join_cluster()
-        train(recipe, run, name=name, restart=restart and may_clear(run, yes=yes))
+        with processes.join_cluster(within=wait) if distributed else nullcontext():
+            train(recipe, run, name=name, restart=restart and may_clear(run, yes=yes))
 
     def cost_(recipe: without_data, *, run: Path = home) -> None:
         """Compile the training step without data; print parameters, FLOPs, memory, compile time.

@@ -1,13 +1,16 @@
 """Checkpoints of a run, the newest and the best, written in the background; all of Orbax."""
 
+import json
 import logging
 import math
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import jax
 import orbax.checkpoint as ocp
+from jax.experimental import multihost_utils
 from orbax.checkpoint.checkpoint_managers import preservation_policy as policy
 
 from segjax.errors import SegjaxError
@@ -76,11 +79,34 @@ class Checkpoints:
     def save(self, step: int, state: Any, scores: Mapping[str, float] | None = None) -> None:
         """Write `state` in the background, with the scores that tell the best one.
 
-        A step that is there already is left alone.
+        A step that is there already is left alone, but for scores that it lacks.
         """
+        metrics = {name: float(x) for name, x in (scores or {}).items()}
         if step not in self._manager.all_steps():
-            metrics = {name: float(x) for name, x in (scores or {}).items()}
             self._manager.save(step, args=ocp.args.PyTreeSave(state), metrics=metrics)
+        elif metrics and not self.scored(step):
+            self._score(step, metrics)
+
+    def scored(self, step: int) -> bool:
+        """Whether a checkpoint was saved with scores."""
+        return bool(self._manager.metrics(step))
+
+    def wait(self) -> None:
+        """Return once all that was saved is written."""
+        self._manager.wait_until_finished()
+
+    def _score(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Give scores to a checkpoint whose evaluation was broken off."""
+        self.wait()
+        if jax.process_index() == 0:
+            path = self.folder / str(step) / "metrics/metrics"  # Orbax's place for them
+            path.parent.mkdir(exist_ok=True)
+            unfinished = path.with_name("unfinished")
+            unfinished.write_text(json.dumps(metrics))
+            os.replace(unfinished, path)
+        if jax.process_count() > 1:
+            multihost_utils.sync_global_devices("scored")  # before another reads them
+        self._manager.reload()
 
     def restore(self, like: Any, *, step: int) -> Any:
         """Read the checkpoint of a step.
