@@ -11,6 +11,7 @@ import math
 import re
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -347,6 +348,7 @@ def main(recipe: type[Recipe], argv: Sequence[str] | None = None) -> None:
         run: Path = home,
         distributed: bool = False,
         fork: Path | None = None,
+        wait: int = 120,
         restart: bool = False,
         yes: bool = False,
     ) -> None:
@@ -356,12 +358,11 @@ def main(recipe: type[Recipe], argv: Sequence[str] | None = None) -> None:
             run: The run folder.
             distributed: Join the other processes of a cluster; each runs this same command.
             fork: Another run, from whose whole state a new one begins: parameters, optimiser, step.
+            wait: Seconds that --distributed waits for the other processes to start.
             restart: Remove the run in the folder, after a question, and start over.
             yes: Do not ask.
         """
-        if distributed:
-            processes.join_cluster()
-        with locked(run):
+        with processes.join_cluster(within=wait) if distributed else nullcontext(), locked(run):
             restart = restart and may_clear(run, yes=yes)
             train(recipe, run, name=name, restart=restart, origin=fork)
 

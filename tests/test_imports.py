@@ -45,6 +45,7 @@ LEAVES = {
         },
         "segjax.training.losses.pixels": {"segjax.training.losses.masked"},
         "segjax.training.losses.regions": {"segjax.training.losses.masked"},
+        "segjax.training.processes": {"segjax.training.peers"},
     },
     "segjax.inference": {
         "segjax.inference.predict": {"segjax.inference.tiles"},

@@ -4,9 +4,10 @@ import dataclasses
 import math
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
+from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -17,7 +18,12 @@ from jax.sharding import Mesh
 from rich.progress import track
 
 import segjax
-from segjax.commands.command import CompilationCount, interruption
+from segjax.commands.command import (
+    CompilationCount,
+    Interruption,
+    interruption,
+    keep_on_without_readers,
+)
 from segjax.commands.description import describe
 from segjax.commands.evaluate import batches_on_mesh, evaluate
 from segjax.commands.failed import keep_failed
@@ -35,7 +41,7 @@ from segjax.training import losses, processes, sharding
 from segjax.training.checkpoint import Checkpoints
 from segjax.training.observers import Observer, services
 from segjax.training.progress import RunLog
-from segjax.training.train import Every, NotFinite, State, fit
+from segjax.training.train import Batch, Every, NotFinite, State, fit
 
 if TYPE_CHECKING:
     from segjax.recipe import Recipe
@@ -60,8 +66,22 @@ def train(
 
     Raises:
         SegjaxError: what is wrong with the data, the folder or the numbers.
-        SystemExit: interrupted, with status 128 + the signal's number.
+        Stopped, KeyboardInterrupt: by a signal, while it trains and otherwise.
     """
+    keep_on_without_readers()
+    with interruption() as interrupted:
+        _train(recipe, folder, interrupted, name=name, restart=restart, origin=origin)
+
+
+def _train(
+    recipe: "Recipe",
+    folder: Path,
+    interrupted: Interruption,
+    *,
+    name: str,
+    restart: bool,
+    origin: Path | None,
+) -> None:
     if restart and recipe.start_from and recipe.start_from.absolute() == folder.absolute():
         raise SegjaxError(f"{folder}: a run cannot be removed and be started from. Use another.")
     compiled = CompilationCount()
@@ -88,6 +108,7 @@ def train(
     held_out_canvases = recipe.buckets or [recipe.canvas]
     canvases = dict.fromkeys(sources, held_out_canvases) | {"train": [recipe.canvas]}
     audit.check(sources, canvases=canvases)
+    processes.check_alike(_not_to_differ(given, sources, folder=folder, restart=restart))
     data, held_out = (_kept(sources[split], recipe.cache) for split in ("train", "val"))
     forked = fork(folder, origin, like=parts.make_state, until=recipe.steps, restart=restart)
     start_run(
@@ -118,7 +139,19 @@ def train(
         length = f"{given.epochs:g} epochs of {len(data)} pictures"
         print(f"{length} are {recipe.steps} steps of {recipe.batch_size}.")
     with observing.to_the_end():
-        _take_steps(recipe, parts, data, held_out, folder, mesh, observing, compiled, forked)
+        with interrupted.politely():
+            _take_steps(
+                recipe,
+                parts,
+                data,
+                held_out,
+                folder,
+                mesh,
+                observing,
+                compiled,
+                interrupted,
+                forked,
+            )
         for split in Run(folder).splits:
             observing.scores = evaluate(folder, split=split)
 
@@ -132,6 +165,7 @@ def _take_steps(
     mesh: Mesh,
     observing: Observing,
     compiled: CompilationCount,
+    interrupted: Interruption,
     forked: Fork | None,
 ) -> None:
     """Train from the newest checkpoint to the end, evaluating and saving on the way."""
@@ -139,7 +173,8 @@ def _take_steps(
     # Of the main logits, without weights, so that runs of different training losses compare.
     summed_loss = jax.jit(partial(losses.cross_entropy, reduction="sum"))
 
-    with interruption() as interrupted, Checkpoints(folder / "checkpoints") as checkpoints:
+    with Checkpoints(folder / "checkpoints") as checkpoints:
+        interrupted.finish = checkpoints.wait
         start, state = checkpoints.resume(parts.make_state())
         if forked and not start:
             start, state = forked.step, forked.state
@@ -166,6 +201,14 @@ def _take_steps(
                 log.say(f"first step {seconds:.1f} s after the start; {compiled}")
             log.step(number, scalars, waited=waited)
 
+        agreed = processes.Agreement()
+
+        def asked_to_stop() -> int:
+            """The signal that all processes know of; where there is one, each stops now."""
+            number = agreed(interrupted())
+            interrupted.ending = bool(number)
+            return number
+
         def out_of_patience() -> bool:
             return recipe.patience is not None and _since_best(evaluations) >= recipe.patience
 
@@ -180,7 +223,7 @@ def _take_steps(
                 )
                 share = evaluator.evaluate(
                     partial(predict, state.averaged),
-                    batches,
+                    _until_asked(batches, asked_to_stop, number),
                     num_classes=len(held_out.classes),
                     summed_loss=summed_loss,
                 )
@@ -213,29 +256,69 @@ def _take_steps(
                 processes=jax.process_count(),
                 threads=recipe.workers,
             )
-            state = fit(
-                state,
-                parts.step,
-                sharding.prefetch(batches, mesh),
-                until=start if out_of_patience() else recipe.steps,
-                observe=observe,
-                every=[Every(recipe.evaluate_every, evaluate_and_save)],
-                rescue=checkpoints.save,
-                stop=lambda number: bool(interrupted() or out_of_patience() or observing.to_stop),
-            )
-            observing.step = done = int(state.step)
+            try:
+                if start and not checkpoints.scored(start) and _due(recipe, start):
+                    evaluate_and_save(start, state)  # it was broken off
+                state = fit(
+                    state,
+                    parts.step,
+                    sharding.prefetch(batches, mesh),
+                    until=start if out_of_patience() else recipe.steps,
+                    observe=observe,
+                    every=[Every(recipe.evaluate_every, evaluate_and_save)],
+                    rescue=checkpoints.save,
+                    stop=lambda _: bool(asked_to_stop() or out_of_patience() or observing.to_stop),
+                )
+                done = int(state.step)
+            except _BrokenOff as broken:
+                done = broken.step
+            observing.step = done
             if skipped:
                 log.say(f"{skipped} of {done - start} steps were skipped, for they were not finite")
+            signal = max(processes.from_all_processes(interrupted()))
             if out_of_patience() and start < done < recipe.steps:
                 log.say(f"stopped at step {done} of {recipe.steps}, {early}")
     if observing.error and observing.to_stop and done < recipe.steps:
         raise SegjaxError(f"{observing.error} The same command goes on from step {done}.")
-    if number := interrupted():
+    if signal:
         print(
             f"Interrupted after step {done}; the same command goes on from there.",
             file=sys.stderr,
         )
-        sys.exit(128 + number)
+        raise processes.Stopped(128 + signal)
+
+
+class _BrokenOff(Exception):
+    """An evaluation was, for a signal: it is done again by the process that goes on."""
+
+    def __init__(self, step: int) -> None:
+        self.step = step
+
+
+def _until_asked(
+    batches: Iterator[Batch], asked_to_stop: Callable[[], int], step: int
+) -> Iterator[Batch]:
+    """The batches of the evaluation after a step, which a stop does not wait for."""
+    for batch in batches:
+        if asked_to_stop():
+            raise _BrokenOff(step)
+        yield batch
+
+
+def _due(recipe: "Recipe", step: int) -> bool:
+    """Whether a step is followed by an evaluation."""
+    return step % recipe.evaluate_every == 0 or step >= recipe.steps
+
+
+def _not_to_differ(
+    recipe: "Recipe", sources: Mapping[str, pipeline.Source], **more: Any
+) -> dict[str, Any]:
+    """What all processes of a cluster must have alike; not where their data lies."""
+    fields = {n: x for n, x in _fields(recipe).items() if n not in {"data", "workers", "cache"}}
+    pictures = {f"pictures of {split}": len(source) for split, source in sources.items()}
+    versions = {name: metadata.version(name) for name in ("jax", "jaxlib", "flax", "optax")}
+    versions |= {"segjax": segjax.__version__, "devices": str(jax.local_device_count())}
+    return {n: str(x) for n, x in {**fields, **pictures, **more, **versions}.items()}
 
 
 def _check_held_out(number: int, found: evaluator.Evaluation) -> None:
