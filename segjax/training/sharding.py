@@ -199,9 +199,7 @@ def _gathered_forward(array: jax.Array, sharding: NamedSharding) -> tuple[jax.Ar
     return _gathered(array, sharding), None
 
 
-def _gathered_backward(
-    sharding: NamedSharding, _: None, gradient: jax.Array
-) -> tuple[jax.Array]:
+def _gathered_backward(sharding: NamedSharding, _: None, gradient: jax.Array) -> tuple[jax.Array]:
     return (jax.lax.with_sharding_constraint(gradient, sharding),)
 
 
