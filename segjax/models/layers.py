@@ -115,6 +115,11 @@ def _larger(first: jax.Array, second: jax.Array) -> jax.Array:
     return jnp.where((second > first) | jnp.isnan(second), second, first)
 
 
+def at_least_float32(x: jax.Array) -> jax.Array:
+    """Half precision as float32; float32, and float64 where JAX is told of it, as they are."""
+    return x.astype(jnp.promote_types(x.dtype, jnp.float32))
+
+
 def local_response_norm(x: jax.Array) -> jax.Array:
     """Across channels: y_c = x_c / (1 + 1e-4/5 · Σ x_j² over |j - c| ≤ 2)^0.75.
 
@@ -123,7 +128,7 @@ def local_response_norm(x: jax.Array) -> jax.Array:
 
     Source: Krizhevsky et al. 2012, section 3.3; the constants of Caffe's AlexNet and GoogLeNet.
     """
-    squares = jnp.pad(jnp.square(x.astype(jnp.float32)), ((0, 0), (0, 0), (0, 0), (2, 2)))
+    squares = jnp.pad(jnp.square(at_least_float32(x)), ((0, 0), (0, 0), (0, 0), (2, 2)))
     total = sum(squares[..., i : i + x.shape[-1]] for i in range(5))
     return (x * (1 + 1e-4 / 5 * total) ** -0.75).astype(x.dtype)
 
@@ -305,7 +310,7 @@ def bilinear_deconv(
     """
     matrix = partial(bilinear_matrix, stride=stride, offset=offset, kernel=kernel, method=method)
     rows, columns = matrix(x.shape[1], height), matrix(x.shape[2], width)
-    x = jnp.einsum("oh,bhwn->bown", rows, x.astype(jnp.float32), precision="highest")
+    x = jnp.einsum("oh,bhwn->bown", rows, at_least_float32(x), precision="highest")
     return jnp.einsum("pw,bown->bopn", columns, x, precision="highest")
 
 
@@ -452,7 +457,7 @@ def resize(
     # Batched products, matrices repeated: an einsum or a broadcasting matmul would transpose the
     # large map around its products (twice the time on a CPU).
     product = partial(jnp.matmul, precision="highest")
-    y = x.astype(jnp.float32).reshape(b * h, w, c)
+    y = at_least_float32(x).reshape(b * h, w, c)
     y = product(jnp.broadcast_to(columns, (b * h, width, w)), y).reshape(b, h, width * c)
     y = product(jnp.broadcast_to(rows, (b, height, h)), y)
     return y.reshape(b, height, width, c).astype(x.dtype)

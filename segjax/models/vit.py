@@ -127,11 +127,20 @@ class _Block(nn.Module):
         norm = partial(LayerNorm, epsilon=self.epsilon, dtype=self.dtype)
         linear = partial(nn.DenseGeneral, dtype=self.dtype, kernel_init=linear_init)
         qkv = linear((3, self.heads, width // self.heads), name="qkv")(norm(name="norm_0")(x))
-        attended = jax.nn.dot_product_attention(*(qkv[:, :, i] for i in range(3)))
+        attended = _attention(*(qkv[:, :, i] for i in range(3)))
         x = x + linear(width, axis=(-2, -1), name="out")(attended)
         hidden = linear(self.hidden, name="mlp_0")(norm(name="norm_1")(x))
         # Not the approximation by tanh, Flax's default.
         return x + linear(width, name="mlp_1")(nn.gelu(hidden, approximate=False))
+
+
+def _attention(query: jax.Array, key: jax.Array, value: jax.Array) -> jax.Array:
+    """softmax(q kᵀ / √d) v of (B, T, heads, d) each."""
+    if query.dtype != jnp.float64:
+        return jax.nn.dot_product_attention(query, key, value)
+    # JAX's softmax is in float32 even then.
+    scores = jnp.einsum("btnd,bsnd->bnts", query, key) / query.shape[-1] ** 0.5
+    return jnp.einsum("bnts,bsnd->btnd", jax.nn.softmax(scores), value)
 
 
 def resize_positions(positions: jax.Array, grid: tuple[int, int]) -> jax.Array:
