@@ -27,6 +27,7 @@ from segjax.commands.command import (
 from segjax.commands.description import describe
 from segjax.commands.evaluate import batches_on_mesh, evaluate
 from segjax.commands.failed import keep_failed
+from segjax.commands.fitting import fitted
 from segjax.commands.fork import Fork, fork
 from segjax.commands.observing import Observing
 from segjax.commands.run import Run, as_json, read_json, start_run, write_whole
@@ -92,6 +93,10 @@ def _train(
         for source in sources.values():
             check_folder(source)
     given, recipe = recipe, in_steps(recipe, sources["train"])
+    if recipe.memory == "fit":
+        recipe, told = fitted(recipe, mesh)
+        if jax.process_index() == 0:
+            print(told)
     parts = Parts(recipe, mesh)
     baseline = recipe.baseline()
     # raises, before the data is read
@@ -103,7 +108,7 @@ def _train(
         for split, broken in skipped.items():
             sources[split] = without(sources[split], tuple(map(int, broken)))
         if given.epochs:  # of fewer pictures
-            recipe = in_steps(given, sources["train"])
+            recipe = in_steps(dataclasses.replace(given, memory=recipe.memory), sources["train"])
             parts = Parts(recipe, mesh)
     held_out_canvases = recipe.buckets or [recipe.canvas]
     canvases = dict.fromkeys(sources, held_out_canvases) | {"train": [recipe.canvas]}
@@ -114,7 +119,7 @@ def _train(
     start_run(
         folder,
         name=name,
-        fields=_fields(recipe) | {"epochs": given.epochs},
+        fields=_fields(recipe) | {"epochs": given.epochs, "memory": given.memory},
         parts={
             "model": parts.model,
             "normalise": recipe.normalise,
