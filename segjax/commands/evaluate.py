@@ -32,15 +32,7 @@ from segjax.training.train import Batch
 
 Labels = Callable[[np.ndarray], np.ndarray]  # picture (H, W, C) -> label (H, W)
 SHEET_ROWS = 6  # pictures on a preview sheet
-# Beside the overlays, which have a folder.
-_FILES = (
-    "scores.md",
-    "scores.json",
-    "pictures.csv",
-    "reliability.png",
-    "curves.png",
-    "preview.png",
-)
+_FILES = ("scores.md", "scores.json", "pictures.csv", "reliability.png", "curves.png")
 WORST = 5  # pictures that scores.md names
 
 

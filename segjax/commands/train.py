@@ -17,6 +17,7 @@ from jax.sharding import Mesh
 from rich.progress import track
 
 import segjax
+from segjax.commands import disk
 from segjax.commands.command import CompilationCount, interruption
 from segjax.commands.description import describe
 from segjax.commands.evaluate import batches_on_mesh, evaluate
@@ -104,7 +105,7 @@ def train(recipe: "Recipe", folder: Path, *, name: str, restart: bool = False) -
     if given.epochs and jax.process_index() == 0:
         length = f"{given.epochs:g} epochs of {len(data)} pictures"
         print(f"{length} are {recipe.steps} steps of {recipe.batch_size}.")
-    with observing.to_the_end():
+    with observing.to_the_end(), disk.telling_what_is_kept(folder):
         _take_steps(recipe, parts, data, held_out, folder, mesh, observing, compiled)
         for split in Run(folder).splits:
             observing.scores = evaluate(folder, split=split)
@@ -138,6 +139,7 @@ def _take_steps(
             tell=observing.tell,
         )
         evaluations = _mean_ious(folder, start) if recipe.patience else []
+        save = disk.Saver(folder, checkpoints)
 
         def observe(number: int, scalars: Mapping[str, float], waited: float) -> None:
             if number == start + 1:
@@ -168,7 +170,7 @@ def _take_steps(
                 evaluations.append(scores["mean_iou"])
                 # Before it is saved, so that a run that goes on from there finds the line.
                 log.scores(number, scores | {"loss": found.loss})
-                checkpoints.save(number, state, scores)
+                save(number, state, scores)
 
         with log, _telling_what_is_kept(checkpoints):
             early = f"for {recipe.patience} evaluations brought no better mean IoU (--patience)"
@@ -196,7 +198,7 @@ def _take_steps(
                 until=start if out_of_patience() else recipe.steps,
                 observe=observe,
                 every=[Every(recipe.evaluate_every, evaluate_and_save)],
-                rescue=checkpoints.save,
+                rescue=save,
                 stop=lambda: bool(interrupted() or out_of_patience() or observing.to_stop),
             )
             observing.step = done = int(state.step)

@@ -12,7 +12,8 @@ from orbax.checkpoint.checkpoint_managers import preservation_policy as policy
 
 from segjax.errors import SegjaxError
 
-logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax tells every save at length
+# Orbax tells every save at length, and what it raises as well.
+logging.getLogger("absl").setLevel(logging.CRITICAL)
 
 
 class Checkpoints:
