@@ -129,6 +129,11 @@ def evaluate(
         compose(parse(views), on_mesh), batches, num_classes=len(source.classes), inspect=inspection
     )
     found = evaluator.joined(sharding.from_all_processes(share))
+    if not found.confusion.any():
+        raise SegjaxError(
+            f"Every pixel of the {len(source)} pictures of {split} is 255 = ignore: nothing is there "
+            "to score. Correct the masks, or say with `values` what 255 means."
+        )
     seen = _joined(sharding.from_all_processes(inspection.seen))
     if jax.process_index() == 0:
         rate = processes * inspection.rate(1 if tile else batch_size // processes)

@@ -22,7 +22,7 @@ from segjax.commands.command import CompilationCount, interruption
 from segjax.commands.description import describe
 from segjax.commands.evaluate import batches_on_mesh, evaluate
 from segjax.commands.observing import Observing
-from segjax.commands.run import Run, as_json, read_json, start_run, write_whole
+from segjax.commands.run import Run, as_json, never_saved, read_json, start_run, write_whole
 from segjax.commands.step import Parts, in_steps
 from segjax.commands.trained import check_folder, load_step
 from segjax.data import audit, cache, pipeline
@@ -55,6 +55,9 @@ def train(recipe: "Recipe", folder: Path, *, name: str, restart: bool = False) -
     """
     if restart and recipe.start_from and recipe.start_from.absolute() == folder.absolute():
         raise SegjaxError(f"{folder}: a run cannot be removed and be started from. Use another.")
+    anew = restart or never_saved(folder)
+    if anew and recipe.start_from is not None:
+        load_step(Run(recipe.start_from), "best")  # raises, before the folder is made
     compiled = CompilationCount()
     observing = Observing(_observers(recipe) if jax.process_index() == 0 else ())
     mesh = sharding.make_mesh()
@@ -70,7 +73,7 @@ def train(recipe: "Recipe", folder: Path, *, name: str, restart: bool = False) -
     for source in sources.values():
         _check_classes(source, num_classes=parts.model.num_classes)
     if recipe.skip_broken:
-        skipped = _broken(sources, None if restart else folder / "skipped.json")
+        skipped = _broken(sources, None if anew else folder / "skipped.json")
         for split, broken in skipped.items():
             sources[split] = without(sources[split], tuple(map(int, broken)))
         if given.epochs:  # of fewer pictures
