@@ -17,9 +17,9 @@ from typing import Any
 
 import tyro
 
+from segjax.commands.system_error import told
 from segjax.errors import SegjaxError, SegjaxWarning
 
-_ADVICE = "Correct the path or its permissions, remove what is in its place, or free the disk."
 _SHOW_CURSOR = b"\033[?25h"  # a progress bar has hidden it
 
 
@@ -209,11 +209,10 @@ def command(
     except BrokenPipeError:  # of `| head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # or Python tells it again as it ends
         sys.exit(141)  # 128 + SIGPIPE, which Windows lacks
-    except OSError as error:
-        if error.filename is None and error.errno != errno.ENOSPC:
+    except Exception as error:
+        if (line := told(error)) is None:
             raise
-        where = error.filename2 or error.filename or "the disk"
-        print(f"error: {where}: {error.strerror}. {_ADVICE}", file=sys.stderr)
+        print(f"error: {line}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt as error:
         print("Interrupted.", file=sys.stderr)

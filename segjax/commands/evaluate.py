@@ -33,15 +33,7 @@ from segjax.training.train import Batch
 
 Labels = Callable[[np.ndarray], np.ndarray]  # picture (H, W, C) -> label (H, W)
 SHEET_ROWS = 6  # pictures on a preview sheet
-# Beside the overlays, which have a folder.
-_FILES = (
-    "scores.md",
-    "scores.json",
-    "pictures.csv",
-    "reliability.png",
-    "curves.png",
-    "preview.png",
-)
+_FILES = ("scores.md", "scores.json", "pictures.csv", "reliability.png", "curves.png")
 WORST = 5  # pictures that scores.md names
 
 
@@ -138,6 +130,11 @@ def evaluate(
         compose(parse(views), on_mesh), batches, num_classes=len(source.classes), inspect=inspection
     )
     found = evaluator.joined(from_all_processes(share))
+    if not found.confusion.any():
+        raise SegjaxError(
+            f"Every pixel of the {len(source)} pictures of {split} is 255 = ignore: nothing is "
+            "there to score. Correct the masks, or say with `values` what 255 means."
+        )
     seen = _joined(from_all_processes(inspection.seen))
     if jax.process_index() == 0:
         rate = processes * inspection.rate(1 if tile else batch_size // processes)

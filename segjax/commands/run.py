@@ -223,6 +223,8 @@ def start_run(
 ) -> None:
     """Make a run folder, or make sure that the one there is of the same recipe; note the start.
 
+    A first start that failed before its first checkpoint binds nobody to its recipe.
+
     Args:
         folder: of the run.
         name: of the recipe.
@@ -249,7 +251,7 @@ def start_run(
     # Listed first, for the first process of several may be writing the recipe just now.
     held = {p.name for p in folder.iterdir()} if folder.is_dir() else set()
     if path.exists():
-        if not restart:
+        if not restart and not never_saved(folder):
             Run(folder)._compare(wanted, json.loads(json.dumps(describe(dict(defaults)))))
             _check_checkpoints(folder)
     elif folder.is_file() or held - {"recipe.json.partial", "lock"}:
@@ -266,6 +268,16 @@ def start_run(
         if not isinstance(before, list):
             raise SegjaxError(f"{starts}: no list of starts. Restore the file, or remove it.")
         write_whole(starts, as_json([*before, {**_environment(), **note}]))
+
+
+def never_saved(folder: Path) -> bool:
+    """Whether a training there, if any, has come to no checkpoint: it may begin anew as another.
+
+    One whose checkpoints someone has removed has told of evaluations.
+    """
+    log = folder / "metrics.jsonl"
+    saved = any(path.name.isdecimal() for path in (folder / "checkpoints").glob("*"))
+    return not saved and not (log.is_file() and b'"mean_iou"' in log.read_bytes())
 
 
 def write_whole(path: Path, text: str) -> None:

@@ -18,6 +18,7 @@ from jax.sharding import Mesh
 from rich.progress import track
 
 import segjax
+from segjax.commands import disk
 from segjax.commands.command import (
     CompilationCount,
     Interruption,
@@ -30,7 +31,7 @@ from segjax.commands.failed import keep_failed
 from segjax.commands.fitting import fitted
 from segjax.commands.fork import Fork, fork
 from segjax.commands.observing import Observing
-from segjax.commands.run import Run, as_json, read_json, start_run, write_whole
+from segjax.commands.run import Run, as_json, never_saved, read_json, start_run, write_whole
 from segjax.commands.step import Parts, in_steps
 from segjax.commands.trained import check_folder, load_step
 from segjax.data import audit, cache, pipeline
@@ -85,6 +86,9 @@ def _train(
 ) -> None:
     if restart and recipe.start_from and recipe.start_from.absolute() == folder.absolute():
         raise SegjaxError(f"{folder}: a run cannot be removed and be started from. Use another.")
+    anew = restart or never_saved(folder)
+    if anew and recipe.start_from is not None:
+        load_step(Run(recipe.start_from), "best")  # raises, before the folder is made
     compiled = CompilationCount()
     observing = Observing(_observers(recipe) if jax.process_index() == 0 else ())
     mesh = sharding.make_mesh(data=recipe.data_axis, model=recipe.model_axis)
@@ -104,7 +108,7 @@ def _train(
     for source in sources.values():
         _check_classes(source, num_classes=parts.model.num_classes)
     if recipe.skip_broken:
-        skipped = _broken(sources, None if restart else folder / "skipped.json")
+        skipped = _broken(sources, None if anew else folder / "skipped.json")
         for split, broken in skipped.items():
             sources[split] = without(sources[split], tuple(map(int, broken)))
         if given.epochs:  # of fewer pictures
@@ -143,7 +147,7 @@ def _train(
     if given.epochs and jax.process_index() == 0:
         length = f"{given.epochs:g} epochs of {len(data)} pictures"
         print(f"{length} are {recipe.steps} steps of {recipe.batch_size}.")
-    with observing.to_the_end():
+    with observing.to_the_end(), disk.telling_what_is_kept(folder):
         with interrupted.politely():
             _take_steps(
                 recipe,
@@ -197,6 +201,7 @@ def _take_steps(
         )
         evaluations = _mean_ious(folder, start) if recipe.patience else []
         skipped = 0
+        save = disk.Saver(folder, checkpoints)
 
         def observe(number: int, scalars: Mapping[str, float], waited: float) -> None:
             nonlocal skipped
@@ -238,7 +243,7 @@ def _take_steps(
                 evaluations.append(scores["mean_iou"])
                 # Before it is saved, so that a run that goes on from there finds the line.
                 log.scores(number, scores | {"loss": found.loss})
-                checkpoints.save(number, state, scores)
+                save(number, state, scores)
 
         with log, _telling_what_is_kept(checkpoints, folder, data):
             early = f"for {recipe.patience} evaluations brought no better mean IoU (--patience)"
@@ -271,7 +276,7 @@ def _take_steps(
                     until=start if out_of_patience() else recipe.steps,
                     observe=observe,
                     every=[Every(recipe.evaluate_every, evaluate_and_save)],
-                    rescue=checkpoints.save,
+                    rescue=save,
                     stop=lambda _: bool(asked_to_stop() or out_of_patience() or observing.to_stop),
                 )
                 done = int(state.step)

@@ -28,7 +28,8 @@ from jax.experimental import multihost_utils
 
 from segjax.errors import SegjaxError, SegjaxWarning
 
-logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax tells every save at length
+# Orbax tells every save at length, and what it raises as well.
+logging.getLogger("absl").setLevel(logging.CRITICAL)
 
 _NEWEST = 2  # kept beside the best: should the last one be damaged, the one before it is there
 _CHECKSUMS, _SCORES = "checksums.json", "metrics/metrics"
