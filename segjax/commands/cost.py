@@ -93,7 +93,7 @@ def cost(
     if guess is not None:
         show(recipe, place, guess)
         if not fits(place, guess.memory):
-            advise(recipe, place, mesh, guess, temporaries=guess.temporaries)
+            advise(recipe, place, mesh)
     if place.here is None:
         return
     if guess is not None:
@@ -102,12 +102,11 @@ def cost(
         found, seconds = compile_step(recipe, place.here)
     except costs.DoesNotFit as error:
         rich.print(f"[bold]It does not fit, by the compiler.[/] {escape(str(error))}")
-        if guess is not None:
-            advise(recipe, place, mesh, guess, temporaries=error.need * _GIB)
+        advise(recipe, place, mesh, temporaries=error.need * _GIB)
         return
     show(recipe, place, found, seconds=seconds)
-    if guess is not None and not fits(place, found.memory):
-        advise(recipe, place, mesh, guess, temporaries=found.temporaries)
+    if not fits(place, found.memory):
+        advise(recipe, place, mesh, temporaries=found.temporaries)
 
 
 def machine(*, topology: str | None, gpu: str | None, count: int | None, reckoned: bool) -> Machine:
@@ -163,36 +162,73 @@ def cpu_devices(count: int) -> list[Any]:
     return found[:count]
 
 
+class Memory(NamedTuple):
+    """What a step takes on a device as reckoned, in bytes; temporaries and traffic near."""
+
+    state: int
+    batch: int
+    temporaries: int
+    traffic: int
+
+    @property
+    def in_all(self) -> int:
+        """At once."""
+        return self.state + self.batch + self.temporaries
+
+
+def reckon_memory(recipe: "Recipe", mesh: Any) -> Memory:
+    """What a step takes on a device of the mesh, without compiling.
+
+    What a device does with its share of the batch is what a lone one does with that many pictures.
+    What a split of layers over `model` saves within them is left out.
+    """
+    _, state, batch = step_in_shapes(recipe, mesh)
+    taken = reckon(*step_in_shapes(share_of(recipe, mesh), lone()))
+    held = bytes_per_device(state), bytes_per_device(batch)
+    return Memory(*held, taken.temporaries, taken.traffic)
+
+
+def share_of(recipe: "Recipe", mesh: Any) -> "Recipe":
+    """The recipe of what one device does."""
+    share = recipe.batch_size // mesh.shape["data"]
+    return dataclasses.replace(recipe, batch_size=share, data_axis=None, model_axis=1, shard="no")
+
+
+def lone() -> Mesh:
+    """A mesh of one device."""
+    return sharding.make_mesh(jax.devices()[:1])
+
+
+def flops_of(recipe: "Recipe", mesh: Any) -> float:
+    """FLOPs of a device, of a step without loops: a loop's body would be counted once."""
+    whole = dataclasses.replace(share_of(recipe, mesh), accumulate=1)
+    return step_flops(*step_in_shapes(whole, lone(), unrolled=True)) / mesh.shape["model"]
+
+
 def reckon_step(recipe: "Recipe", mesh: Any) -> Found:
     """What a step takes, without compiling: exact for state and batch, else near.
 
-    What a device does with its share of the batch is what a lone one does with that many pictures.
-    The collectives are the gradient's, or those of parameters that are gathered; those within
-    layers that are split over `model` are left out, as is what their split saves.
+    The collectives are the gradient's, or those of parameters that are gathered; those of batch
+    norm, and within layers that are split over `model`, are left out.
     """
-    _, state, batch = step_in_shapes(recipe, mesh)
-    data = mesh.shape["data"]
-    alone = dataclasses.replace(
-        recipe, batch_size=recipe.batch_size // data, data_axis=None, model_axis=1, shard="no"
-    )
-    one = sharding.make_mesh(jax.devices()[:1])
-    taken = reckon(*step_in_shapes(alone, one))
-    gradients, parts = bytes_of(state.params), bytes_per_device(state.params)
+    memory = reckon_memory(recipe, mesh)
+    _, state, _ = step_in_shapes(recipe, mesh)
+    whole, part = bytes_of(state.params), bytes_per_device(state.params)
     collectives: Collectives = {}
-    if data > 1 and recipe.shard == "data":
+    if mesh.shape["data"] > 1 and recipe.shard == "data":
         # Parameters forward and backward, and the gradient to where it is needed.
-        collectives = {"all-gather": (2, 2 * parts), "reduce-scatter": (1, gradients)}
-    elif data > 1:
-        collectives = {"all-reduce": (1, parts)}
-    held = bytes_per_device(state), bytes_per_device(batch)
+        collectives = {"all-gather": (2, 2 * part), "reduce-scatter": (1, whole)}
+    elif mesh.shape["data"] > 1:
+        collectives = {"all-reduce": (1, part)}
     return Found(
         "reckoned",
-        costs.count(state.params),
-        *held,
-        temporaries=taken.temporaries,
-        memory=sum(held) + taken.temporaries,
-        flops=flops_of(alone, one) / mesh.shape["model"],
-        traffic=taken.traffic,
+        parameters=costs.count(state.params),
+        state=memory.state,
+        batch=memory.batch,
+        temporaries=memory.temporaries,
+        memory=memory.in_all,
+        flops=flops_of(recipe, mesh),
+        traffic=memory.traffic,
         collectives=collectives,
     )
 
@@ -211,11 +247,6 @@ def compile_step(recipe: "Recipe", here: list[Any]) -> tuple[Found, float]:
     mesh = sharding.make_mesh(here, data=recipe.data_axis, model=recipe.model_axis)
     step, state, batch = step_in_shapes(recipe, mesh)
     found = step_cost(step, state, batch)
-    share = recipe.batch_size // mesh.shape["data"]
-    alone = dataclasses.replace(
-        recipe, batch_size=share, data_axis=None, model_axis=1, shard="no", accumulate=1
-    )
-    one = sharding.make_mesh(jax.devices()[:1])
     compiled = Found(
         "compiled",
         found.parameters,
@@ -223,17 +254,11 @@ def compile_step(recipe: "Recipe", here: list[Any]) -> tuple[Found, float]:
         bytes_per_device(batch),
         temporaries=found.temporaries,
         memory=found.memory,
-        flops=flops_of(alone, one) / mesh.shape["model"],
+        flops=flops_of(recipe, mesh),
         traffic=found.bytes_accessed,
         collectives=found.collectives,
     )
     return compiled, found.compile_seconds
-
-
-def flops_of(recipe: "Recipe", mesh: Mesh) -> float:
-    """FLOPs of a whole step, without loops: a loop's body would be counted once."""
-    whole = dataclasses.replace(recipe, accumulate=1)
-    return step_flops(*step_in_shapes(whole, mesh, unrolled=True))
 
 
 def show(recipe: "Recipe", place: Machine, found: Found, *, seconds: float | None = None) -> None:
@@ -289,49 +314,53 @@ def fits(place: Machine, memory: float) -> bool:
     return not memory > place.room
 
 
-def advise(
-    recipe: "Recipe", place: Machine, mesh: Any, found: Found, *, temporaries: float
-) -> None:
+def advise(recipe: "Recipe", place: Machine, mesh: Any, *, temporaries: float = math.nan) -> None:
     """Print what to change so that it fits, with what each would take.
 
     Args:
         recipe, place, mesh: what does not fit.
-        found: as reckoned.
-        temporaries: as the compiler has them, where it said so: what is reckoned is scaled by them.
+        temporaries: as the compiler has them, where it said so: what is reckoned is scaled to them.
     """
-    scale = temporaries / found.temporaries
+    now = reckon_memory(recipe, mesh)
+    scale = 1.0 if math.isnan(temporaries) else temporaries / now.temporaries
     table = Table(title="so that it fits, reckoned", show_header=False)
-    for what, less in remedies(recipe, place, mesh, found, scale):
-        need = less.memory + (scale - 1) * less.temporaries
+    for what, changed in remedies(recipe, place, mesh, now, scale):
+        need = _scaled(changed, scale)
         word = "fits" if fits(place, need) else "does not fit"
         table.add_row(what, _bytes(need), f"{need / place.room:.0%}", word)
     rich.print(table)
 
 
+def _scaled(memory: Memory, scale: float) -> float:
+    return memory.state + memory.batch + scale * memory.temporaries
+
+
 def remedies(
-    recipe: "Recipe", place: Machine, mesh: Any, found: Found, scale: float
-) -> Iterator[tuple[str, Found]]:
-    """(Change, what the step takes with it): of memory, of sharding, of the batch."""
-    changes: dict[str, Any] = {"memory": "remat", "shard": "data"}
-    tried: dict[str, Any] = {}
-    for name, value in changes.items():
-        if getattr(recipe, name) == value:
-            continue
-        less = reckon_step(dataclasses.replace(recipe, **{name: value}), mesh)
-        if less.memory < found.memory:
-            tried[name] = value
-            yield f"--{name} {value}", less
-    if len(tried) == 2:
-        both = dataclasses.replace(recipe, **tried)
-        yield " ".join(f"--{k} {v}" for k, v in tried.items()), reckon_step(both, mesh)
+    recipe: "Recipe", place: Machine, mesh: Any, now: Memory, scale: float
+) -> Iterator[tuple[str, Memory]]:
+    """(Options, what the step takes with them): those of memory and sharding that help, a batch."""
+    helping: dict[str, Any] = {}
+    for name, value in {"memory": "remat", "shard": "data"}.items():
+        change: dict[str, Any] = {name: value}
+        changed = reckon_memory(dataclasses.replace(recipe, **change), mesh)
+        if changed.in_all < now.in_all:
+            helping[name] = value
+            yield f"--{name} {value}", changed
+    if len(helping) == 2:
+        yield (
+            " ".join(f"--{name} {value}" for name, value in helping.items()),
+            reckon_memory(dataclasses.replace(recipe, **helping), mesh),
+        )
+    # Memory grows in a line with the pictures.
     unit = mesh.shape["data"] * recipe.accumulate
     share = recipe.batch_size // unit
-    while share > 1:
-        share //= 2
-        less = reckon_step(dataclasses.replace(recipe, batch_size=share * unit), mesh)
-        if fits(place, less.memory + (scale - 1) * less.temporaries) or share == 1:
-            yield f"--batch-size {share * unit}", less
-            return
+    if share == 1:
+        return
+    one = reckon_memory(dataclasses.replace(recipe, batch_size=unit), mesh)
+    slope = (_scaled(now, scale) - _scaled(one, scale)) / (share - 1)
+    most = max(1, min(share - 1, 1 + int((place.room - _scaled(one, scale)) / slope)))
+    fewer = dataclasses.replace(recipe, batch_size=most * unit)
+    yield f"--batch-size {most * unit}", reckon_memory(fewer, mesh)
 
 
 def _bytes(size: float) -> str:
