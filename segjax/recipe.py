@@ -327,6 +327,7 @@ def main(recipe: type[Recipe], argv: Sequence[str] | None = None) -> None:
         distributed: bool = False,
         restart: bool = False,
         yes: bool = False,
+        profile: int = 0,
     ) -> None:
         """Train, or go on with the run in the folder; then evaluate.
 
@@ -335,10 +336,11 @@ def main(recipe: type[Recipe], argv: Sequence[str] | None = None) -> None:
             distributed: Join the other processes of a cluster; each runs this same command.
             restart: Remove the run in the folder, after a question, and start over.
             yes: Do not ask.
+            profile: Trace so many steps, after the first few, into the folder profile of the run.
         """
         if distributed:
             sharding.join_cluster()
-        train(recipe, run, name=name, restart=restart and may_clear(run, yes=yes))
+        train(recipe, run, name=name, restart=restart and may_clear(run, yes=yes), profile=profile)
 
     def cost_(recipe: without_data, *, run: Path = home) -> None:
         """Compile the training step without data; print parameters, FLOPs, memory, compile time.

@@ -5,6 +5,7 @@
     skipped.json      with skip_broken, the examples that cannot be read
     metrics.jsonl     what the training told
     failed/           the batch of a step that was not finite
+    profile/          with --profile, a trace of some steps
     checkpoints/      the newest and the best
     tensorboard/      events
     wandb/            with log_to wandb, what it sends
@@ -46,6 +47,7 @@ _OF_A_RUN = (
     "skipped.json",
     "metrics.jsonl",
     "failed",
+    "profile",
     "checkpoints",
     "tensorboard",
     "wandb",

@@ -17,6 +17,7 @@ from jax.sharding import Mesh
 from rich.progress import track
 
 import segjax
+from segjax.commands import speed
 from segjax.commands.command import CompilationCount, interruption
 from segjax.commands.description import describe
 from segjax.commands.evaluate import batches_on_mesh, evaluate
@@ -41,7 +42,9 @@ if TYPE_CHECKING:
     from segjax.recipe import Recipe
 
 
-def train(recipe: "Recipe", folder: Path, *, name: str, restart: bool = False) -> None:
+def train(
+    recipe: "Recipe", folder: Path, *, name: str, restart: bool = False, profile: int = 0
+) -> None:
     """Train a recipe in a run folder, or go on where the run in it has stopped; then evaluate.
 
     Args:
@@ -49,11 +52,14 @@ def train(recipe: "Recipe", folder: Path, *, name: str, restart: bool = False) -
         folder: the run folder.
         name: of the recipe, written down there.
         restart: remove what the run there has written, and train anew.
+        profile: steps to trace, into the folder profile/ of the run.
 
     Raises:
         SegjaxError: what is wrong with the data, the folder or the numbers.
         SystemExit: interrupted, with status 128 + the signal's number.
     """
+    if profile < 0:
+        raise SegjaxError(f"profile is {profile}; expected a number of steps, or 0 for none.")
     if restart and recipe.start_from and recipe.start_from.absolute() == folder.absolute():
         raise SegjaxError(f"{folder}: a run cannot be removed and be started from. Use another.")
     compiled = CompilationCount()
@@ -111,7 +117,7 @@ def train(recipe: "Recipe", folder: Path, *, name: str, restart: bool = False) -
         length = f"{given.epochs:g} epochs of {len(data)} pictures"
         print(f"{length} are {recipe.steps} steps of {recipe.batch_size}.")
     with observing.to_the_end():
-        _take_steps(recipe, parts, data, held_out, folder, mesh, observing, compiled)
+        _take_steps(recipe, parts, data, held_out, folder, mesh, observing, compiled, profile)
         for split in Run(folder).splits:
             observing.scores = evaluate(folder, split=split)
 
@@ -125,6 +131,7 @@ def _take_steps(
     mesh: Mesh,
     observing: Observing,
     compiled: CompilationCount,
+    profile: int,
 ) -> None:
     """Train from the newest checkpoint to the end, evaluating and saving on the way."""
     predict = make_predict(parts.model, normalise=recipe.normalise)
@@ -134,12 +141,15 @@ def _take_steps(
     with interruption() as interrupted, Checkpoints(folder / "checkpoints") as checkpoints:
         state, start = parts.make_state(), checkpoints.newest or 0
         state = checkpoints.restore(state, step=start) if start else _begin(recipe, state)
+        shape = (recipe.batch_size, *recipe.crop, recipe.channels)
         log = RunLog(
             folder,
             total=recipe.steps,
             start=start,
             batch_size=recipe.batch_size,
             log_every=recipe.log_every,
+            flops=speed.later(partial(speed.model_flops, parts.model, shape)),
+            peak=speed.peak(mesh, recipe.compute),
             quiet=jax.process_index() > 0,
             tell=observing.tell,
         )
@@ -199,16 +209,17 @@ def _take_steps(
                 processes=jax.process_count(),
                 threads=recipe.workers,
             )
-            state = fit(
-                state,
-                parts.step,
-                sharding.prefetch(batches, mesh),
-                until=start if out_of_patience() else recipe.steps,
-                observe=observe,
-                every=[Every(recipe.evaluate_every, evaluate_and_save)],
-                rescue=checkpoints.save,
-                stop=lambda: bool(interrupted() or out_of_patience() or observing.to_stop),
-            )
+            with speed.traced(parts.step, folder / "profile", profile, log.say) as step:
+                state = fit(
+                    state,
+                    step,
+                    sharding.prefetch(batches, mesh),
+                    until=start if out_of_patience() else recipe.steps,
+                    observe=observe,
+                    every=[Every(recipe.evaluate_every, evaluate_and_save)],
+                    rescue=checkpoints.save,
+                    stop=lambda: bool(interrupted() or out_of_patience() or observing.to_stop),
+                )
             observing.step = done = int(state.step)
             if skipped:
                 log.say(f"{skipped} of {done - start} steps were skipped, for they were not finite")
