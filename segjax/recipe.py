@@ -11,6 +11,7 @@ import math
 import re
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -28,6 +29,7 @@ from segjax.commands.command import command
 from segjax.commands.cost import cost
 from segjax.commands.description import file_of
 from segjax.commands.evaluate import evaluate
+from segjax.commands.lock import locked
 from segjax.commands.predict import predict
 from segjax.commands.run import may_clear
 from segjax.commands.show_augment import show_augment
@@ -35,7 +37,7 @@ from segjax.commands.train import train
 from segjax.data import augment, pipeline
 from segjax.data.augment import Example
 from segjax.errors import SegjaxError
-from segjax.training import Observer, losses, optimizers, sharding
+from segjax.training import Observer, losses, optimizers, processes
 
 Loss = Literal[
     "cross_entropy",
@@ -53,7 +55,7 @@ Split = Literal["train", "val", "test"]
 Memory = Literal["plain", "remat", "fit"]
 OfNotFinite = Literal["stop", "skip"]
 _LENGTHS = {"steps": 0, "epochs": None}  # of a training, and what each is without the other
-_COUNTS = ("batch_size", "accumulate", "workers", "evaluate_every", "log_every")
+_COUNTS = ("batch_size", "accumulate", "model_axis", "workers", "evaluate_every", "log_every")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -131,6 +133,13 @@ class Recipe(abc.ABC):
     """A run whose weights to start from, where names and shapes agree: FCN-16s from a 32s run."""
     seed: int = 0
     """Of parameters, order, augmentation and dropout."""
+    data_axis: int | None = None
+    """Parts of the batch, each on devices of its own; by default as many as there are."""
+    model_axis: int = 1
+    """Devices that compute each part of the batch together, for shard "model"."""
+    shard: Literal["no", "data", "model"] = "no"
+    """What is split of parameters, optimiser and average: nothing, each over the devices of `data`
+    (FSDP) or over those of `model`. With "data", over those of `model` too, where there are any."""
     buckets: tuple[tuple[int, int], ...] = ()
     """Heights and widths to which held-out pictures are padded, each to the smallest that holds
     it, so that sizes may differ with few compilations; by default the canvas."""
@@ -169,10 +178,23 @@ class Recipe(abc.ABC):
             ("clip", lambda x: x > 0, "a length above 0"),
             ("ema", lambda x: 0 < x < 1, "a decay between 0 and 1, such as 0.999"),
             ("patience", lambda x: x >= 1, "at least 1 evaluation"),
+            ("data_axis", lambda x: x >= 1, "at least 1 part of the batch"),
         ):
             value = getattr(self, name)
             if value is not None and not fits(value):
                 raise SegjaxError(f"{name} is {value}; expected {expected}.")
+        if self.shard not in ("no", "data", "model"):
+            raise SegjaxError(f"shard is {self.shard!r}; expected no, data or model.")
+        if (self.model_axis == 1) and self.shard == "model":
+            raise SegjaxError(
+                "shard is model, but model_axis is 1, over which nothing is split: set model_axis "
+                "to 2 or more, or shard to data or no."
+            )
+        if self.model_axis > 1 and self.shard == "no":
+            raise SegjaxError(
+                f"model_axis is {self.model_axis}, but shard is no, so its devices would all "
+                "compute the same: set shard to model or data, or model_axis to 1."
+            )
 
     def _choose_length(self) -> None:
         """Keep steps or epochs: what is given outright or, where neither is, the class's own."""
@@ -325,6 +347,8 @@ def main(recipe: type[Recipe], argv: Sequence[str] | None = None) -> None:
         *,
         run: Path = home,
         distributed: bool = False,
+        fork: Path | None = None,
+        wait: int = 120,
         restart: bool = False,
         yes: bool = False,
         profile: int = 0,
@@ -334,22 +358,36 @@ def main(recipe: type[Recipe], argv: Sequence[str] | None = None) -> None:
         Args:
             run: The run folder.
             distributed: Join the other processes of a cluster; each runs this same command.
+            fork: Another run, from whose whole state a new one begins: parameters, optimiser, step.
+            wait: Seconds that --distributed waits for the other processes to start.
             restart: Remove the run in the folder, after a question, and start over.
             yes: Do not ask.
             profile: Trace so many steps, after the first few, into the folder profile of the run.
         """
-        if distributed:
-            sharding.join_cluster()
-        train(recipe, run, name=name, restart=restart and may_clear(run, yes=yes), profile=profile)
+        with processes.join_cluster(within=wait) if distributed else nullcontext(), locked(run):
+            restart = restart and may_clear(run, yes=yes)
+            train(recipe, run, name=name, restart=restart, origin=fork, profile=profile)
 
-    def cost_(recipe: without_data, *, run: Path = home) -> None:
-        """Compile the training step without data; print parameters, FLOPs, memory, compile time.
+    def cost_(
+        recipe: without_data,
+        *,
+        run: Path = home,
+        topology: str | None = None,
+        gpu: str | None = None,
+        devices: int | None = None,
+        reckon: bool = False,
+    ) -> None:
+        """Tell what a training step takes, without data: memory, FLOPs, traffic, time at least.
 
         Args:
             run: Not read: what counts are the fields given here.
+            topology: Compile for a TPU slice that is not here: v5e:4x4, v4:2x2x4, v5p:…, v6e:….
+            gpu: Reckon for a GPU that is not here, by its data sheet: h100, a100, l4, rtx4090, ….
+            devices: How many such GPUs; without --gpu, CPU devices to make and compile for.
+            reckon: Compile nothing: an answer in seconds.
         """
         jax.config.update("jax_enable_compilation_cache", False)  # it would hide the time
-        cost(recipe)
+        cost(recipe, topology=topology, gpu=gpu, count=devices, reckoned=reckon)
 
     def show_augment_(recipe: given, *, out: Path = Path(f"{name}_augment.png")) -> None:
         """Draw a few training pictures, each beside some augmentations of it, labels laid over.

@@ -10,8 +10,8 @@ from jax.sharding import Mesh
 from segjax.commands.cost import step_in_shapes
 from segjax.errors import SegjaxError
 from segjax.inference import memory
-from segjax.training import sharding
 from segjax.training.cost import step_cost
+from segjax.training.processes import from_all_processes
 
 if TYPE_CHECKING:
     from segjax.recipe import Recipe
@@ -35,7 +35,7 @@ def fitted(recipe: "Recipe", mesh: Mesh) -> tuple["Recipe", str]:
         if way == "remat" and not hasattr(recipe.model(), "remat"):
             continue
         needs[way] = _need(tried, mesh)
-        if all(sharding.from_all_processes(needs[way] <= room)):
+        if all(from_all_processes(needs[way] <= room)):
             told = ", ".join(f"{name} takes {_gib(need)}" for name, need in needs.items())
             return tried, f"memory: {way}; {told} of {_gib(room)} for each device"
     raise SegjaxError(_told(tried, mesh, needs, room))
@@ -43,7 +43,7 @@ def fitted(recipe: "Recipe", mesh: Mesh) -> tuple["Recipe", str]:
 
 def _told(recipe: "Recipe", mesh: Mesh, needs: dict[str, float], room: float) -> str:
     """What does not fit, and what to change."""
-    share = recipe.batch_size // mesh.size
+    share = recipe.batch_size // mesh.shape["data"]
     each = " and ".join(f"{_gib(need)} ({way})" for way, need in needs.items())
     told = (
         f"A step of {recipe.batch_size} × {recipe.crop[0]}×{recipe.crop[1]} on {mesh.size} × "

@@ -76,6 +76,21 @@ class Parts:
         if recipe.clip is not None:
             optimizer = optax.chain(optax.clip_by_global_norm(recipe.clip), optimizer)
         parameters, steps = jax.random.split(jax.random.key(recipe.seed))
+        self.make_state = partial(
+            make_state,
+            self.model,
+            optimizer,
+            key=parameters,
+            image_shape=(1, *recipe.crop, recipe.channels),
+            ema=recipe.ema is not None,
+        )
+        self.state_sharding = sharding.state_shardings(
+            jax.eval_shape(self.make_state),
+            mesh,
+            shard=recipe.shard,
+            rules=getattr(self.model, "sharding_rules", ()),
+        )
+        self.make_state.keywords["sharding"] = self.state_sharding
         self.step = make_train_step(
             self.model,
             optimizer,
@@ -86,13 +101,6 @@ class Parts:
             ema=recipe.ema,
             accumulate=recipe.accumulate,
             skip=recipe.not_finite == "skip",
-        )
-        self.make_state = partial(
-            make_state,
-            self.model,
-            optimizer,
-            key=parameters,
-            image_shape=(1, *recipe.crop, recipe.channels),
-            ema=recipe.ema is not None,
-            sharding=sharding.replicated(mesh),
+            state_sharding=self.state_sharding,
+            at_use=partial(sharding.at_use, shardings=self.state_sharding.params),
         )

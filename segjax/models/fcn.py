@@ -17,6 +17,7 @@ from segjax.models.googlenet import INCEPTIONS, GoogLeNet, Inception, googlenet_
 from segjax.models.layers import (
     Method,
     Output,
+    at_least_float32,
     bilinear_deconv,
     bilinear_kernel,
     crop,
@@ -276,7 +277,7 @@ def _score(
 ) -> jax.Array:
     """(B, h, w, C) -> (B, h, w, N) float32."""
     conv = nn.Conv(net.num_classes, (1, 1), dtype=net.dtype, kernel_init=init, name=name)
-    return conv(x).astype(jnp.float32)
+    return at_least_float32(conv(x))
 
 
 def _hand_on(key: jax.Array, shape: tuple[int, ...], dtype: DTypeLike = jnp.float32) -> jax.Array:

@@ -13,6 +13,7 @@ from segjax.models.layers import (
     DoubleConv,
     Output,
     Up,
+    at_least_float32,
     crop,
     he_normal,
     max_pool,
@@ -137,4 +138,4 @@ class UNet(Module):
             maps = [crop(m, height, width) for m in (x, skips[depth])]
             x = level((widths[depth], handed[depth]), name=f"up_{depth}")(jnp.concatenate(maps, -1))
         x = nn.Conv(self.num_classes, (1, 1), kernel_init=he_normal, name="logits")(x)
-        return Output(x.astype(jnp.float32))
+        return Output(at_least_float32(x))

@@ -15,6 +15,7 @@ from segjax.models.layers import (
     DoubleConv,
     Output,
     Up,
+    at_least_float32,
     he_normal,
     max_pool,
     upsample,
@@ -115,7 +116,7 @@ class UNetPlusPlus(Module):
 
         def head(j: int) -> jax.Array:
             conv = nn.Conv(self.num_classes, (1, 1), kernel_init=he_normal, name=f"head_{j}")
-            return conv(rows[0][j]).astype(jnp.float32)
+            return at_least_float32(conv(rows[0][j]))
 
         rows: list[list[jax.Array]] = []  # rows[i][j] is x[i, j]
         for depth in range(len(self.widths)):

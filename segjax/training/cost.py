@@ -1,6 +1,8 @@
 """What a training step takes, from the compiler or reckoned without it; nothing runs."""
 
+import importlib.util
 import math
+import os
 import re
 import time
 from collections.abc import Callable
@@ -8,7 +10,10 @@ from functools import partial
 from typing import Any, NamedTuple
 
 import jax
-import numpy as np
+from jax.experimental import topologies
+
+from segjax.errors import SegjaxError
+from segjax.training.devices import Device
 
 Collectives = dict[str, tuple[int, int]]
 
@@ -19,7 +24,7 @@ class Cost(NamedTuple):
     parameters: numbers, of the whole network.  arguments: state and batch.  temporaries: all that
     lives within the step.  outputs: the state after it.  aliased: outputs that take the place of
     arguments, the donated state.  flops, bytes_accessed: per device, a loop's body counted once.
-    collectives: kind -> (how many, bytes that each device gives to them), a loop's body once.
+    collectives: of `collectives`.
     """
 
     parameters: int
@@ -36,6 +41,73 @@ class Cost(NamedTuple):
     def memory(self) -> float:
         """Bytes that the step occupies at its peak, per device."""
         return self.arguments + self.temporaries + self.outputs - self.aliased
+
+
+class DoesNotFit(SegjaxError):
+    """A step whose temporaries alone are more than the device's memory; both in GiB."""
+
+    def __init__(self, need: float, room: float) -> None:
+        super().__init__(
+            f"The step needs {need:.2f} GiB for temporaries, of {room:.2f} GiB: take a smaller "
+            "batch_size, memory=remat or shard=data, or a larger device."
+        )
+        self.need, self.room = need, room
+
+
+class NoCompiler(SegjaxError):
+    """What would compile for such a device is not installed."""
+
+
+# What libtpu asks the machine for, which is no TPU's: it need not look.
+_NO_TPU_HERE = {
+    "TPU_SKIP_MDS_QUERY": "1",
+    "TPU_ACCELERATOR_TYPE": "v5litepod-8",
+    "TPU_WORKER_HOSTNAMES": "localhost",
+    "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
+}
+
+
+def slice_of(topology: str) -> tuple[str, int]:
+    """Of a TPU slice's name, such as "v5e:4x8": the generation and how many chips it has.
+
+    Raises:
+        SegjaxError: it is no such name.
+    """
+    match = re.fullmatch(r"(v4|v5e|v5p|v6e):(\d+)x(\d+)(?:x(\d+))?", topology)
+    if not match or (bool(match[4]) and match[1] in ("v5e", "v6e")):
+        raise SegjaxError(
+            f"{topology!r} is no TPU slice. Expected a generation and its chips' rows and columns: "
+            "v5e:1x1, v5e:2x2, v5e:4x8, … v6e:16x16; of v4 and v5p layers too: v4:2x2x4, v5p:4x4x8."
+        )
+    generation, *sides = match.groups(default="1")
+    return generation, math.prod(int(side) for side in sides)
+
+
+def slice_devices(topology: str) -> list[Any]:
+    """The devices of a TPU slice that is not here, to compile for.
+
+    Raises:
+        NoCompiler: libtpu is not installed.
+        SegjaxError: there is no such slice.
+    """
+    generation, _ = slice_of(topology)
+    if importlib.util.find_spec("libtpu") is None:
+        raise NoCompiler(
+            "To compile for a TPU takes its compiler, and no TPU: pip install 'segjax[tpu]'"
+        )
+    for name, value in _NO_TPU_HERE.items():
+        os.environ.setdefault(name, value)
+    # A host has 2×2 chips by libtpu's default; any slice may be of hosts of one chip.
+    options: dict[str, Any] = {}
+    if any(int(side) % 2 for side in re.findall(r"\d+", topology.partition(":")[2])[:2]):
+        options["chips_per_host_bounds"] = (1, 1, 1)
+    if generation == "v4":
+        options["chip_config_name"] = "megacore"  # both cores as one device, as JAX runs a v4
+    try:
+        found = topologies.get_topology_desc(platform="tpu", topology_name=topology, **options)
+    except jax.errors.JaxRuntimeError as error:
+        raise SegjaxError(f"libtpu knows no slice {topology!r}: {error}") from error
+    return list(found.devices)
 
 
 def lower(train_step: Callable[..., Any], state: Any, batch: Any) -> jax.stages.Lowered:
@@ -56,9 +128,19 @@ def step_cost(train_step: Callable[..., Any], state: Any, batch: Any) -> Cost:
 
     Returns:
         A `Cost`; what a backend does not tell is NaN.
+
+    Raises:
+        DoesNotFit: a TPU's compiler found no way to fit it into the memory.
     """
     started = time.perf_counter()
-    compiled = lower(train_step, state, batch).compile()
+    lowered = lower(train_step, state, batch)
+    try:
+        compiled = lowered.compile()
+    except jax.errors.JaxRuntimeError as error:
+        told = re.search(r"\(([\d.]+)G\) exceeds available HBM \(([\d.]+)G\)", str(error))
+        if told is None:
+            raise
+        raise DoesNotFit(float(told[1]), float(told[2])) from error
     seconds = time.perf_counter() - started
     return of_compiled(compiled, parameters=count(state.params), seconds=seconds)
 
@@ -104,6 +186,8 @@ def step_flops(train_step: Callable[..., Any], state: Any, batch: Any) -> float:
 
 
 _KINDS = "all-reduce|all-gather|reduce-scatter|all-to-all|collective-permute"
+_HEAD = re.compile(r"^(?:ENTRY )?(%?[\w.\-]+) \(.*\) -> .*\{$")
+_LINE = re.compile(r"^\s+(?:ROOT )?(%?[\w.\-]+) = (\(.*?\)|\S+) ([\w\-]+)\((.*?)\)(?:,|$)")
 _ARRAY = re.compile(r"\b(pred|[a-z]+\d+[a-z0-9]*)\[([\d,]*)\]")
 
 
@@ -111,24 +195,52 @@ def collectives(hlo: str) -> Collectives:
     """How often the devices talk to each other, in a compiled program's text: kind -> (n, bytes).
 
     An instruction's bytes are those of its operands: what each device gives. One that is split into
-    a start and a done counts once, one in a loop's body once, whatever its trips.
+    a start and a done counts once; one in a loop's body as often as the loop runs, where the
+    compiler knows that, else once.
     """
+    times = _times(hlo)
+    sizes: dict[str, int] = {}
     found: Collectives = {}
-    shapes = _shapes(hlo)
-    for match in re.finditer(rf"= (.*?) ({_KINDS})(?:-start)?\((.*?)\)(?:, |\n|$)", hlo):
-        _, kind, operands = match.groups()
-        size = 0
-        for operand in re.findall(r"%[\w.\-]+", operands):
-            size += shapes.get(operand, 0)
+    computation = ""
+    for line in hlo.splitlines():
+        if head := _HEAD.match(line):
+            computation = head[1].lstrip("%")
+        if not (match := _LINE.match(line)):
+            continue
+        name, shape, operation, operands = match.groups()
+        sizes[name.lstrip("%")] = _bytes(shape)
+        kind = operation.removesuffix("-start")
+        if kind not in _KINDS.split("|"):
+            continue
+        size = sum(sizes.get(given, 0) for given in re.findall(r"%([\w.\-]+)", operands))
+        if kind == "all-reduce" and "all-reduce-scatter" in computation:
+            kind = "reduce-scatter"  # a TPU's fusion of the two
         number, total = found.get(kind, (0, 0))
-        found[kind] = (number + 1, total + size)
+        n = times(computation)
+        found[kind] = (number + n, total + n * size)
     return found
 
 
-def _shapes(hlo: str) -> dict[str, int]:
-    """Every instruction's bytes, by its name; a tuple's are its parts'."""
-    lines = re.finditer(r"^\s*(?:ROOT )?(%[\w.\-]+) = (\(.*?\)|\S+) [\w\-]+\(", hlo, re.MULTILINE)
-    return {line[1]: _bytes(line[2]) for line in lines}
+def _times(hlo: str) -> Callable[[str], int]:
+    """How often each computation of a program runs, by the trips of the loops around it."""
+    callers: dict[str, tuple[str, int]] = {}
+    computation = ""
+    for line in hlo.splitlines():
+        if head := _HEAD.match(line):
+            computation = head[1].lstrip("%")
+        trips = re.search(r'"known_trip_count":\{"n":"(\d+)"', line)
+        for word in re.finditer(
+            r"(body|calls|to_apply|branch_computations)=\{?([%\w.\-, ]+)", line
+        ):
+            for called in word[2].split(","):
+                n = int(trips[1]) if trips and word[1] == "body" else 1
+                callers.setdefault(called.strip().lstrip("%"), (computation, n))
+
+    def times(name: str) -> int:
+        caller, n = callers.get(name, ("", 1))
+        return n * times(caller) if caller else 1
+
+    return times
 
 
 def _bytes(shape: str) -> int:
@@ -136,11 +248,56 @@ def _bytes(shape: str) -> int:
     total = 0
     for dtype, dims in _ARRAY.findall(shape):
         sides = [int(side) for side in dims.split(",") if side]
-        total += math.prod(sides) * _width(dtype)
+        bits = re.sub(r"\D*(\d+).*", r"\1", dtype)
+        total += math.prod(sides) * (int(bits) // 8 if bits.isdigit() else 1)  # pred is a byte
     return total
 
 
-def _width(dtype: str) -> int:
-    """Bytes of a number of HLO's type."""
-    bits = re.sub(r"^(f|bf|s|u|c)(\d+).*", r"\2", dtype)
-    return max(1, int(bits) // 8) if bits.isdigit() else np.dtype(bool).itemsize
+class Roofline(NamedTuple):
+    """Seconds that a step takes at least, each part at the device's peak; they may overlap."""
+
+    compute: float
+    memory: float
+    network: float
+
+    @property
+    def seconds(self) -> float:
+        """Of the slowest part: a bound from below."""
+        return max(self)
+
+    @property
+    def bound(self) -> str:
+        """Which part that is."""
+        return self._fields[self.index(self.seconds)]
+
+
+def roofline(
+    device: Device,
+    *,
+    flops: float,
+    traffic: float,
+    collectives: Collectives,
+    devices: int,
+    float32: bool,
+) -> Roofline:
+    """The least time for a device's share of a step.
+
+    Args:
+        device: of `devices`.
+        flops, traffic: FLOPs and bytes of one device.
+        collectives: of `Cost`, among all devices.
+        devices: how many talk to each other.
+        float32: whether products are of float32.
+    """
+    # What a device sends at least for each byte that it gives, on n of them.
+    n = devices
+    shares = {
+        "all-reduce": 2 * (n - 1) / n,
+        "all-gather": n - 1,
+        "reduce-scatter": (n - 1) / n,
+        "all-to-all": (n - 1) / n,
+        "collective-permute": 1,
+    }
+    sent = sum(shares[kind] * size for kind, (_, size) in collectives.items())
+    peak = device.flops_float32 if float32 else device.flops
+    return Roofline(flops / peak, traffic / device.bandwidth, sent / device.link)

@@ -59,7 +59,7 @@ def make_state(
     key: jax.Array,
     image_shape: Sequence[int],
     ema: bool = False,
-    sharding: jax.sharding.Sharding | None = None,
+    sharding: Any = None,
 ) -> State:
     """The state before the first step.
 
@@ -69,7 +69,8 @@ def make_state(
         key: for the parameters.
         image_shape: (B, H, W, C) of a training input.
         ema: whether it holds a moving average of the variables.
-        sharding: where it lies, `sharding.replicated(mesh)`; by default on one device.
+        sharding: where it lies: `sharding.replicated(mesh)`, or a tree of shardings as of
+            `sharding.state_shardings`, which it is created with; by default on one device.
 
     Raises:
         SegjaxError: the shape has other axes.
@@ -100,6 +101,8 @@ def make_train_step(
     ema: float | None = None,
     accumulate: int = 1,
     skip: bool = False,
+    state_sharding: Any = None,
+    at_use: Callable[[Any], Any] = lambda params: params,
 ) -> Callable[[State, Batch], tuple[State, Scalars]]:
     """The jitted training step; its first argument is donated.
 
@@ -126,11 +129,14 @@ def make_train_step(
             part; see `accumulation.in_parts`.
         skip: leave the state as it was, but for the number of the step, where one of the scalars
             is not finite.
+        state_sharding: of the state that is returned, a tree of shardings; by default as the
+            compiler leaves it.
+        at_use: of the parameters, as of `sharding.at_use`: what `apply` is given.
 
     Returns:
         (state, batch) -> (state, {"loss", "gradient_norm", "parameter_norm", "learning_rate"}), the
         last norm that of the new parameters; and "skipped", 1 or 0, where such steps are. The step
-        is a pure function: on n devices it computes what it computes on one.
+        is a pure function: on n devices it computes what it computes on one, up to rounding.
 
     Raises:
         SegjaxError: the schedule is no function; at the first step, the state has no moving average
@@ -160,7 +166,7 @@ def make_train_step(
         def forward(params: Any, stats: Any, batch: Batch) -> tuple[tuple[Any, Any], Any]:
             images, truth = prepare(augmentation, batch)
             output, changed = model.apply(
-                {"params": params, "batch_stats": stats},
+                {"params": at_use(params), "batch_stats": stats},
                 images,
                 train=True,
                 mutable=["batch_stats"],
@@ -188,7 +194,9 @@ def make_train_step(
 
     if jax.tree_util.all_leaves([schedule]):  # a plain function, such as optax's schedules
         schedule = jax.tree_util.Partial(schedule)
-    return partial(jax.jit(step, donate_argnums=0), key=key, schedule=schedule, ema=ema)
+    out = None if state_sharding is None else (state_sharding, None)
+    jitted = jax.jit(step, donate_argnums=0, out_shardings=out)
+    return partial(jitted, key=key, schedule=schedule, ema=ema)
 
 
 def _check_ema(state: State, decay: jax.Array | None) -> None:
@@ -300,7 +308,7 @@ def fit(
     observe: Callable[[int, Mapping[str, float], float], None] = lambda number, scalars, wait: None,
     every: Sequence[Every] = (),
     rescue: Callable[[int, State], None] = lambda number, state: None,
-    stop: Callable[[], bool] = lambda: False,
+    stop: Callable[[int], bool] = lambda number: False,
 ) -> State:
     """Take training steps from `state.step` until `until`.
 
@@ -316,7 +324,8 @@ def fit(
         every: what to do now and then; the step's scalars are known to be finite by then.
         rescue: called with the last good (step, state) where the loop ends early: `stop` said so,
             or the data or an action raised. Not after NotFinite, for the state is spoilt.
-        stop: asked after every step, and after what was to do then.
+        stop: asked with the number of every step, after it and what was to do then. Processes that
+            train as one must all be given the same answer.
 
     Returns:
         The state after the last step taken.
@@ -373,7 +382,7 @@ def fit(
         with rescued(number):
             for action in due:
                 action(number, state)
-        if number < until and stop():
+        if number < until and stop(number):
             settle()
             rescue(number, state)
             break

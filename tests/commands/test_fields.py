@@ -38,7 +38,7 @@ def small(monkeypatch):
     """One device, so that a batch of two divides; and no curves, a third of the time."""
     monkeypatch.setattr(report, "plot_curves", lambda *_, **__: None, raising=False)
     make_mesh = sharding.make_mesh
-    monkeypatch.setattr(sharding, "make_mesh", lambda *_: make_mesh(jax.devices()[:1]))
+    monkeypatch.setattr(sharding, "make_mesh", lambda *_, **__: make_mesh(jax.devices()[:1]))
 
 
 @pytest.fixture

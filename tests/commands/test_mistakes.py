@@ -50,7 +50,7 @@ def one_device():
     """A mesh of one device, so that any batch size divides."""
     patch = pytest.MonkeyPatch()
     make_mesh = sharding.make_mesh
-    patch.setattr(sharding, "make_mesh", lambda *_: make_mesh(jax.devices()[:1]))
+    patch.setattr(sharding, "make_mesh", lambda *_, **__: make_mesh(jax.devices()[:1]))
     try:
         yield
     finally:

@@ -1,6 +1,7 @@
 """Batches reach the devices whole and in order; processes together are one machine."""
 
 import os
+import re
 import socket
 import subprocess
 import sys
@@ -28,8 +29,30 @@ def assert_equal(got, want):
 
 
 def test_a_mesh_takes_all_devices(mesh):
-    assert mesh.size == jax.device_count() == 8 and mesh.axis_names == ("data",)
-    assert sharding.make_mesh(jax.devices()[2:4]).devices.tolist() == jax.devices()[2:4]
+    assert mesh.size == jax.device_count() == 8 and dict(mesh.shape) == {"data": 8, "model": 1}
+    assert sharding.make_mesh(jax.devices()[2:4]).devices.ravel().tolist() == jax.devices()[2:4]
+
+
+@pytest.mark.parametrize("axes", [{"model": 2}, {"data": 4, "model": 2}, {"data": 8}, {"model": 8}])
+def test_a_mesh_of_two_axes(axes):
+    shape = sharding.make_mesh(**axes).shape
+    assert shape["data"] * shape["model"] == 8 and axes.items() <= shape.items()
+
+
+@pytest.mark.parametrize(
+    "axes, told",
+    [
+        ({"model": 3}, "model_axis is 3, which does not divide 8 devices; take one of 1, 2, 4, 8."),
+        ({"model": 16}, "model_axis is 16, which does not divide 8 devices; take one of"),
+        ({"data": 3}, "data_axis 3 × model_axis 1 are 3 devices, and there are 8: set data_axis "
+         "to 8, or leave it out."),
+        ({"data": 8, "model": 2}, "data_axis 8 × model_axis 2 are 16 devices, and there are 8: "
+         "set data_axis to 4"),
+    ],
+)  # fmt: skip
+def test_axes_that_do_not_make_up_the_devices_are_told(axes, told):
+    with pytest.raises(SegjaxError, match=re.escape(told)):
+        sharding.make_mesh(**axes)
 
 
 @pytest.mark.parametrize("n", [1, 2, 4, 8])
@@ -103,6 +126,7 @@ if processes > 1:
 assert jax.device_count() == 4 and jax.process_count() == processes
 
 from segjax.training import losses, optimizers, sharding, train
+from segjax.training.processes import from_all_processes
 from segjax.models import UNet
 
 model, optimizer = UNet(3, widths=(2,), dropout=0.3), optimizers.sgd()
@@ -128,7 +152,7 @@ def batches():
 
 state = train.fit(state, step, sharding.prefetch(batches(), mesh), until=3)
 assert step.func._cache_size() == 1
-everyones = sharding.from_all_processes({"number": process, "text": "a" * 10**process})
+everyones = from_all_processes({"number": process, "text": "a" * 10**process})
 assert everyones == [{"number": i, "text": "a" * 10**i} for i in range(processes)]
 if process == 0:
     leaves = [np.asarray(x).ravel() for x in jax.tree.leaves(state.variables)]

@@ -446,8 +446,7 @@ def test_nothing_is_done_where_all_is_done(calls, until):
 
 
 def test_a_stop_rescues_the_state_of_the_last_step(calls):
-    asked = iter([False, True])
-    state = calls.fit([1, 2, 3], until=3, every=[calls.every(5, "a")], stop=lambda: next(asked))
+    state = calls.fit([1, 2, 3], until=3, every=[calls.every(5, "a")], stop=lambda n: n == 2)
     assert calls[-2:] == ["observe 2: 2", "rescue 2: 3"]
     assert "batch 3" not in calls and int(state.step) == 2
 
@@ -455,13 +454,13 @@ def test_a_stop_rescues_the_state_of_the_last_step(calls):
 def test_what_is_done_at_a_step_may_say_stop(calls):
     asked = []
     state = calls.fit(
-        [1, 2, 3], until=3, every=[Every(2, lambda *_: asked.append(1))], stop=lambda: bool(asked)
+        [1, 2, 3], until=3, every=[Every(2, lambda *_: asked.append(1))], stop=lambda n: bool(asked)
     )
     assert calls[-2:] == ["observe 2: 2", "rescue 2: 3"] and int(state.step) == 2
 
 
 def test_a_stop_after_the_last_step_is_no_early_end(calls):
-    calls.fit([1], until=1, every=[calls.every(5, "a")], stop=lambda: True)
+    calls.fit([1], until=1, every=[calls.every(5, "a")], stop=lambda number: True)
     assert calls == ["batch 1", "observe 1: 1", "a 1: 1"]
 
 
@@ -498,13 +497,12 @@ def not_finite(step):
 def test_a_loss_that_is_not_finite_ends_it_before_any_action(calls, bad, stop):
     """Between the actions, at the step of one, at the last step, and where a stop is asked for."""
     numbers = range(1, 6)
-    asked = iter(numbers)
     with not_finite(bad):
         calls.fit(
             [float("nan") if number == bad else 1 for number in numbers],
             until=5,
             every=[calls.every(2, "action")],
-            stop=lambda: next(asked) == bad and stop,
+            stop=lambda number: number == bad and stop,
         )
     seen = [call for call in calls if not call.startswith("batch")]
     expected = []
