@@ -213,8 +213,8 @@ def check(
             )
         if ignored and all(_all_ignored(read_example(source, i)) for i in range(len(source))):
             raise SegjaxError(
-                f"The {len(source)} masks of {name} hold nothing but 255 = ignore: nothing is there "
-                "to be learnt or measured. Correct them, or say with `values` what 255 means."
+                f"The {len(source)} masks of {name} hold nothing but 255 = ignore: nothing is "
+                "there to be learnt or measured. Correct them, or say with `values` what 255 means."
             )
         if 0 < highest <= 1:
             raise SegjaxError(f"The pictures of {name} {SCALED_TO_ONE}")
