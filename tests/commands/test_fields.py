@@ -226,8 +226,8 @@ class Endless(TinyRecipe):
         (TinyRecipe, "--log-to tensorbored", "'wandb', 'mlflow'"),
         (TinyRecipe, "--accumulate 0", "accumulate is 0; expected at least 1"),
         (TinyRecipe, "--accumulate 3", "2 pictures in 3 parts (accumulate) does not divide among"),
-        (TinyRecipe, "--memory less", "{plain,remat,fit}"),
-        (TinyRecipe, "--not-finite ignore", "{stop,skip}"),
+        (TinyRecipe, "--memory less", "invalid choice 'less' for argument '--memory'"),
+        (TinyRecipe, "--not-finite ignore", "invalid choice 'ignore' for argument"),
     ],
 )
 def test_values_that_no_field_can_have_are_told(recipe, options, told, capsys):
