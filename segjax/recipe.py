@@ -351,6 +351,7 @@ def main(recipe: type[Recipe], argv: Sequence[str] | None = None) -> None:
         wait: int = 120,
         restart: bool = False,
         yes: bool = False,
+        profile: int = 0,
     ) -> None:
         """Train, or go on with the run in the folder; then evaluate.
 
@@ -361,10 +362,11 @@ def main(recipe: type[Recipe], argv: Sequence[str] | None = None) -> None:
             wait: Seconds that --distributed waits for the other processes to start.
             restart: Remove the run in the folder, after a question, and start over.
             yes: Do not ask.
+            profile: Trace so many steps, after the first few, into the folder profile of the run.
         """
         with processes.join_cluster(within=wait) if distributed else nullcontext(), locked(run):
             restart = restart and may_clear(run, yes=yes)
-            train(recipe, run, name=name, restart=restart, origin=fork)
+            train(recipe, run, name=name, restart=restart, origin=fork, profile=profile)
 
     def cost_(
         recipe: without_data,

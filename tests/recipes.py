@@ -64,6 +64,10 @@ def small(name, *more):
 
 def state_of(home):
     """The step and the arrays of a run's newest checkpoint."""
-    with Checkpoints(home / "checkpoints") as checkpoints, warnings.catch_warnings():
+    with (
+        Checkpoints(home / "checkpoints", read_only=True) as checkpoints,
+        warnings.catch_warnings(),
+    ):
         warnings.simplefilter("ignore")  # Orbax: no shardings are given
-        return checkpoints.newest, checkpoints._manager.restore(checkpoints.newest)
+        step = checkpoints.newest
+        return step, checkpoints._reader.restore(checkpoints._place / str(step) / "default")

@@ -126,7 +126,7 @@ def _result(run: Run, split: HeldOut, name: str, notes: list[str]) -> Result:
     path = run.folder / "environment.json"
     starts = read_json(path) if path.exists() else []
     if not _are_starts(starts):
-        raise SegjaxError(f"{path}: no list of starts. Restore the file, or remove it.")
+        raise SegjaxError(f"{path}: no list of starts. Restore the file, or move it away.")
     records = run.folder / "metrics.jsonl"
     return Result(
         name=name,

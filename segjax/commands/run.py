@@ -5,6 +5,7 @@
     skipped.json      with skip_broken, the examples that cannot be read
     metrics.jsonl     what the training told
     failed/           the batch of a step that was not finite
+    profile/          with --profile, a trace of some steps
     checkpoints/      the two newest and the best
     lock              while a training runs there, which
     tensorboard/      events
@@ -49,6 +50,7 @@ _OF_A_RUN = (
     "skipped.json",
     "metrics.jsonl",
     "failed",
+    "profile",
     "checkpoints",
     "tensorboard",
     "wandb",
@@ -266,7 +268,7 @@ def start_run(
         starts = folder / "environment.json"
         before = read_json(starts) if starts.exists() else []
         if not isinstance(before, list):
-            raise SegjaxError(f"{starts}: no list of starts. Restore the file, or remove it.")
+            raise SegjaxError(f"{starts}: no list of starts. Restore the file, or move it away.")
         write_whole(starts, as_json([*before, {**_environment(), **note}]))
 
 
@@ -301,7 +303,7 @@ def read_json(path: Path) -> Any:
         SegjaxError: it is damaged.
     """
     if path.exists() and not path.is_file():
-        raise SegjaxError(f"{path}: no file. Restore it, or remove what is in its place.")
+        raise SegjaxError(f"{path}: no file. Restore it, and move away what is in its place.")
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:

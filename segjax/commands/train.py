@@ -18,7 +18,7 @@ from jax.sharding import Mesh
 from rich.progress import track
 
 import segjax
-from segjax.commands import disk
+from segjax.commands import disk, speed
 from segjax.commands.command import (
     CompilationCount,
     Interruption,
@@ -56,6 +56,7 @@ def train(
     name: str,
     restart: bool = False,
     origin: Path | None = None,
+    profile: int = 0,
 ) -> None:
     """Train a recipe in a run folder, or go on where the run in it has stopped; then evaluate.
 
@@ -65,14 +66,25 @@ def train(
         name: of the recipe, written down there.
         restart: remove what the run there has written, and train anew.
         origin: another run, from whose whole state a new one begins.
+        profile: steps to trace, into the folder profile/ of the run.
 
     Raises:
         SegjaxError: what is wrong with the data, the folder or the numbers.
         Stopped, KeyboardInterrupt: by a signal, while it trains and otherwise.
     """
+    if profile < 0:
+        raise SegjaxError(f"profile is {profile}; expected a number of steps, or 0 for none.")
     keep_on_without_readers()
     with interruption() as interrupted:
-        _train(recipe, folder, interrupted, name=name, restart=restart, origin=origin)
+        _train(
+            recipe,
+            folder,
+            interrupted,
+            name=name,
+            restart=restart,
+            origin=origin,
+            profile=profile,
+        )
 
 
 def _train(
@@ -83,6 +95,7 @@ def _train(
     name: str,
     restart: bool,
     origin: Path | None,
+    profile: int,
 ) -> None:
     if restart and recipe.start_from and recipe.start_from.absolute() == folder.absolute():
         raise SegjaxError(f"{folder}: a run cannot be removed and be started from. Use another.")
@@ -160,6 +173,7 @@ def _train(
                 compiled,
                 interrupted,
                 forked,
+                profile,
             )
         for split in Run(folder).splits:
             observing.scores = evaluate(folder, split=split)
@@ -176,6 +190,7 @@ def _take_steps(
     compiled: CompilationCount,
     interrupted: Interruption,
     forked: Fork | None,
+    profile: int,
 ) -> None:
     """Train from the newest checkpoint to the end, evaluating and saving on the way."""
     predict = make_predict(parts.model, normalise=recipe.normalise)
@@ -190,12 +205,15 @@ def _take_steps(
             checkpoints.save(start, state)  # so that the other run is needed no more
         elif not start:
             state = _begin(recipe, state)
+        shape = (recipe.batch_size, *recipe.crop, recipe.channels)
         log = RunLog(
             folder,
             total=recipe.steps,
             start=start,
             batch_size=recipe.batch_size,
             log_every=recipe.log_every,
+            flops=speed.later(partial(speed.model_flops, parts.model, shape)),
+            peak=speed.peak(mesh, recipe.compute),
             quiet=jax.process_index() > 0,
             tell=observing.tell,
         )
@@ -269,16 +287,19 @@ def _take_steps(
             try:
                 if start and not checkpoints.scored(start) and _due(recipe, start):
                     evaluate_and_save(start, state)  # it was broken off
-                state = fit(
-                    state,
-                    parts.step,
-                    sharding.prefetch(batches, mesh),
-                    until=start if out_of_patience() else recipe.steps,
-                    observe=observe,
-                    every=[Every(recipe.evaluate_every, evaluate_and_save)],
-                    rescue=save,
-                    stop=lambda _: bool(asked_to_stop() or out_of_patience() or observing.to_stop),
-                )
+                with speed.traced(parts.step, folder / "profile", profile, log.say) as step:
+                    state = fit(
+                        state,
+                        step,
+                        sharding.prefetch(batches, mesh),
+                        until=start if out_of_patience() else recipe.steps,
+                        observe=observe,
+                        every=[Every(recipe.evaluate_every, evaluate_and_save)],
+                        rescue=save,
+                        stop=lambda _: bool(
+                            asked_to_stop() or out_of_patience() or observing.to_stop
+                        ),
+                    )
                 done = int(state.step)
             except _BrokenOff as broken:
                 done = broken.step

@@ -152,7 +152,7 @@ def _options_beside(script: Path, asked: str, steps: int | None) -> list[str]:
     if re.sub(without, "", noted[1]) != re.sub(without, "", " ".join(asked.split())):
         raise SegjaxError(
             f"{script} was planned by\n  {noted[1]}\nnot by\n  {asked}\nGive the same options to "
-            "go on, edit the script, remove it to plan anew, or name another folder with --run."
+            "go on, edit the script, move it away to plan anew, or name another folder with --run."
         )
     differs = steps is not None and f" --steps {steps}" not in noted[1]
     return ["--steps", str(steps)] if differs else []

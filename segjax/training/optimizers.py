@@ -128,7 +128,7 @@ def layerwise(
     """The optimiser at rates that fall from the output to the input, as to tune an encoder finely.
 
     With n layers that of index i learns at decay^(n - i), and what is in none at 1. For a SETR that
-    is layerwise(sgd(), 0.75, layers=("vit/(patch|positions|class)", "vit/blocks/")).
+    is layerwise(sgd(), 0.75, layers=("vit/[pc]", "vit/blocks/")).
 
     Args:
         optimizer: whose updates are multiplied.

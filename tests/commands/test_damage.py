@@ -2,12 +2,14 @@
 
 import json
 import os
+import re
 import shutil
 import socket
 
 import pytest
 from tiny import TinyRecipe
 
+from segjax.errors import SegjaxWarning
 from segjax.recipe import main
 
 
@@ -215,6 +217,28 @@ def test_a_damaged_run_works_or_is_told(name, trained, tmp_path, capsys):
             told = capsys.readouterr().err
             assert stopped.code == 2, verb
             assert "error: " in told and str(run) in told and "Traceback" not in told, verb
+
+
+def test_a_flipped_bit_is_told_and_the_training_goes_on(trained, tmp_path, capsys):
+    """Silently restored, it would spoil what is trained; nothing but a checksum tells it."""
+    run = tmp_path / "run[1]"  # any name
+    shutil.copytree(trained / "run", run)
+    newest = run / "checkpoints" / "2"
+    path = max(newest.rglob("*"), key=lambda path: path.stat().st_size * path.is_file())
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+    name = path.relative_to(newest).as_posix()
+    told = f"{newest}: the checkpoint is damaged: {name} is not as it was written"
+    with pytest.raises(SystemExit):
+        main(TinyRecipe, ["evaluate", "--run", str(run), "--checkpoint", "newest"])
+    assert told in capsys.readouterr().err and newest.exists()
+    train = ["train", "--data", str(trained), "--run", str(run), "--skip-broken", "--steps", "2"]
+    with pytest.warns(SegjaxWarning, match=re.escape(f"{told} (its checksum differs). It is set")):
+        main(TinyRecipe, train)
+    assert "going on from step 1 of 2" in capsys.readouterr().out
+    held = sorted(path.name for path in (run / "checkpoints").iterdir())
+    assert held == ["1", "2", "2.damaged"]
 
 
 def test_a_run_folder_that_is_none(trained, tmp_path, capsys):

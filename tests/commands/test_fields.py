@@ -224,6 +224,10 @@ class Endless(TinyRecipe):
         (TinyRecipe, "--ema 1", "ema is 1.0; expected a decay between 0 and 1, such as 0.999"),
         (TinyRecipe, "--patience 0", "patience is 0; expected at least 1 evaluation"),
         (TinyRecipe, "--log-to tensorbored", "'wandb', 'mlflow'"),
+        (TinyRecipe, "--accumulate 0", "accumulate is 0; expected at least 1"),
+        (TinyRecipe, "--accumulate 3", "2 pictures in 3 parts (accumulate) does not divide among"),
+        (TinyRecipe, "--memory less", "invalid choice 'less' for argument '--memory'"),
+        (TinyRecipe, "--not-finite ignore", "invalid choice 'ignore' for argument"),
     ],
 )
 def test_values_that_no_field_can_have_are_told(recipe, options, told, capsys):
@@ -231,6 +235,13 @@ def test_values_that_no_field_can_have_are_told(recipe, options, told, capsys):
         main(recipe, ["cost", *options.split()])
     assert stopped.value.code == 2
     assert told in " ".join(capsys.readouterr().err.split())
+
+
+def test_choices_are_checked_in_python_too():
+    with pytest.raises(SegjaxError, match="memory is 'less'; expected one of plain, remat, fit"):
+        TinyRecipe(data=Path(), memory="less")
+    with pytest.raises(SegjaxError, match="not_finite is 'go on'; expected one of stop, skip"):
+        TinyRecipe(data=Path(), not_finite="go on")
 
 
 def test_both_in_python():
@@ -283,11 +294,27 @@ def test_weights_decay_as_told(home):
         train(home, "--weight-decay", 0.1, run="decay0")
 
 
+def test_a_batch_in_parts_is_the_batch(home, capsys):
+    """Of an uneven one: the second picture's mask is nearly all ignored."""
+    mask = np.full((16, 16), 255, np.uint8)
+    mask[0, :5] = 1
+    Image.fromarray(mask).save(home / "masks/train/1.png")
+    whole, parts = (train(home, "--accumulate", n, run=f"in{n}") for n in (1, 2))
+    states = [state_of(run)[1]["params"] for run in (whole, parts)]
+    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-5, atol=1e-7), *states)
+    assert lines_of(whole) == pytest.approx(lines_of(parts), rel=1e-5)
+    capsys.readouterr()
+    with pytest.raises(SystemExit):  # with batch norm it would be another training
+        train(home, "--accumulate", 1, run="in2")
+    assert "  accumulate: 2 in the run, 1 asked for" in capsys.readouterr().err
+
+
 def test_a_run_from_before_these_fields_goes_on(home, capsys):
     """They are not written in its recipe.json; at their defaults they change nothing."""
     run = train(home)
     stored = json.loads((run / "recipe.json").read_text())
-    for name in ("epochs", "weight_decay", "clip", "ema", "patience", "log_to"):
+    names = ("epochs", "weight_decay", "clip", "ema", "patience", "log_to")
+    for name in (*names, "accumulate", "memory", "not_finite"):
         del stored["fields"][name]
     (run / "recipe.json").write_text(json.dumps(stored))
     capsys.readouterr()
@@ -632,6 +659,10 @@ def test_help_tells_of_every_field(capsys):
         "--clip {None}|FLOAT The longest gradient",
         "--ema {None}|FLOAT Decay of a moving average",
         "--patience {None}|INT Evaluations without a better mean IoU",
+        "--accumulate INT Parts in which each device takes its pictures",
+        "--memory {plain,remat,fit} What is kept for the gradient",
+        "--not-finite {stop,skip} What a loss or gradient does",
+        "--profile INT Trace so many steps",
         "--log-to [{wandb,mlflow} [{wandb,mlflow} ...]] Services that are told",
     ):
         assert text in told

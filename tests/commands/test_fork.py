@@ -2,16 +2,15 @@
 
 import json
 import shutil
-import warnings
 from dataclasses import dataclass
 
 import jax
 import numpy as np
 import optax
 import pytest
+from recipes import state_of
 from tiny import TinyRecipe
 
-from segjax.commands.trained import read
 from segjax.recipe import main
 from segjax.training import optimizers, sharding
 
@@ -50,19 +49,6 @@ def refused(capsys, *arguments, **recipe):
     return capsys.readouterr().err
 
 
-def state(run):
-    """All arrays of the newest checkpoint of a run, and its step."""
-
-    def whole(checkpoints, step):
-        path = checkpoints._place / str(step) / "default"
-        with warnings.catch_warnings():  # Orbax's, of devices that are not named
-            warnings.simplefilter("ignore", UserWarning)
-            return checkpoints._reader.restore(path)
-
-    step, arrays = read(run, "newest", whole)
-    return jax.tree.map(np.asarray, arrays) | {"number": step}
-
-
 @pytest.fixture(scope="module")
 def two_steps(trained):
     """A run of two constant steps."""
@@ -87,7 +73,7 @@ def test_it_goes_on_as_the_other_would_have(trained, two_steps, tmp_path, capsys
     train(trained, new, "--steps", 4, "--fork", two_steps)
     told = capsys.readouterr().out
     assert f"{new}: a new run, from the whole state of {two_steps} at step 2; to step 4" in told
-    jax.tree.map(np.testing.assert_array_equal, state(new), state(whole))
+    jax.tree.map(np.testing.assert_array_equal, state_of(new), state_of(whole))
     assert starts(new)[0]["forked_from"] == {"run": str(two_steps), "step": 2}
     steps = [json.loads(line)["step"] for line in (new / "metrics.jsonl").read_text().splitlines()]
     assert min(steps) == 3 and max(steps) == 4
@@ -103,12 +89,14 @@ def test_other_settings_are_refused_and_may_be_forked(trained, two_steps, tmp_pa
     new = tmp_path / "new"
     train(trained, new, *settings, "--fork", two_steps)
     # The average starts at the parameters, of which it has the structure.
-    assert jax.tree.structure(state(new)["ema"]["params"]) == jax.tree.structure(
-        state(new)["params"]
+    assert jax.tree.structure(state_of(new)[1]["ema"]["params"]) == jax.tree.structure(
+        state_of(new)[1]["params"]
     )
     with pytest.raises(AssertionError):
         jax.tree.map(
-            np.testing.assert_array_equal, state(new)["params"], state(two_steps)["params"]
+            np.testing.assert_array_equal,
+            state_of(new)[1]["params"],
+            state_of(two_steps)[1]["params"],
         )
 
 

@@ -9,7 +9,7 @@ from PIL import Image
 from segjax.data.folder import Folder
 from segjax.data.shapes import Shapes
 from segjax.data.weight_map import Weighted
-from segjax.data.wrapper import Pieces, Without, bare, cuts, without
+from segjax.data.wrapper import Pieces, Without, bare, cuts, listing, without
 from segjax.errors import SegjaxError
 
 
@@ -28,6 +28,20 @@ def test_without():
     assert [example["id"] for example in rest] == [source[i]["id"] for i in (1, 2, 4)]
     assert rest[-1]["id"] == source[4]["id"]
     assert (rest.classes, rest.palette) == (source.classes, source.palette)
+
+
+def test_a_listing_tells_whether_the_pictures_are_the_same(tmp_path):
+    source = make_folder(tmp_path, 3)
+    told = listing(source)
+    assert told["pictures"] == 3 and len(told["names"]) == 16
+    assert listing(Weighted(source)) == told == listing(replace(source))
+    other = listing(without(source, (0,)))
+    assert other["pictures"] == 2 and other["names"] != told["names"]
+    for kind in ("images", "masks"):
+        (tmp_path / kind / "2.png").rename(tmp_path / kind / "3.png")
+    renamed = listing(Folder(tmp_path, ("a",), ((0, 0, 0),)))
+    assert renamed["pictures"] == 3 and renamed["names"] != told["names"]
+    assert listing(Shapes(5, (32, 40))) == {"pictures": 5, "names": None}
 
 
 def test_files_and_sizes_are_told_as_far_as_the_source_does(tmp_path):
