@@ -5,6 +5,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
+import numpy as np
+from jax.experimental import multihost_utils
 
 from segjax.commands.run import Run, read_json
 from segjax.commands.trained import read
@@ -82,6 +84,13 @@ def fork(
         return jax.jit(State.with_ema)(restored)
 
     step, restored = read(Run(of).folder, "newest", state)
+    if jax.process_count() > 1:
+        steps = {int(x) for x in multihost_utils.process_allgather(np.int32(step)).ravel()}
+        if len(steps) > 1:
+            raise SegjaxError(
+                f"{of}: is training, so that the processes here have read different steps of it: "
+                f"{', '.join(map(str, sorted(steps)))}. Start again when it has ended."
+            )
     if step >= until:
         raise SegjaxError(
             f"{of} is at step {step}, and the new run ends at step {until}: nothing is left to "

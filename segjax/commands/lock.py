@@ -37,6 +37,7 @@ def locked(folder: Path) -> Iterator[None]:
     Raises:
         SegjaxError: another process trains there.
     """
+    made = [path for path in (folder, *folder.parents) if not path.exists()]
     held = _take(folder) if fcntl and jax.process_index() == 0 and _is_ours(folder) else None
     try:
         yield
@@ -44,7 +45,8 @@ def locked(folder: Path) -> Iterator[None]:
         if held is not None:
             with suppress(OSError):  # the folder may be gone, or read-only by now
                 (folder / LOCK).unlink()
-                folder.rmdir()  # where nothing was written: the start has failed
+                for path in made:  # where nothing was written, for the start has failed
+                    path.rmdir()
             held.close()
 
 

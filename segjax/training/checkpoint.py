@@ -174,7 +174,9 @@ class Checkpoints:
             step = self.newest or 0
             if jax.process_count() > 1:
                 step = int(multihost_utils.broadcast_one_to_all(np.int32(step)))
-                self._scores = {s: x for s, x in self._listed().items() if s <= step}
+                # Of a file system that all share, which may show the folder as it was before.
+                there = {s: x for s, x in self._listed().items() if s < step}
+                self._scores = there | ({step: None} if step else {})
             if not step:
                 if any(".damaged" in path.name for path in self.folder.iterdir()):
                     raise SegjaxError(

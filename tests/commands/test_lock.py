@@ -76,7 +76,11 @@ def test_a_start_that_fails_leaves_no_folder(tmp_path):
     with pytest.raises(KeyError), locked(run):
         assert (run / "lock").exists()
         raise KeyError
-    assert not run.exists()
+    assert not [*tmp_path.iterdir()]
+    run.mkdir(parents=True)
+    with locked(run):
+        pass
+    assert run.exists()  # it was there before
     with locked(run):
         (run / "recipe.json").touch()
         with pytest.raises(SegjaxError, match="is training there"), locked(run):
