@@ -8,6 +8,7 @@ import pytest
 
 from segjax.models import FCN, SETRPUP, UNet, UNetPlusPlus
 from segjax.training import losses, make_state, make_train_step, optimizers, sharding
+from segjax.training.checkpoint import Checkpoints
 
 BATCH, SIDE, CLASSES, STEPS = 8, 16, 3, 20
 NETWORKS = {
@@ -48,16 +49,16 @@ def loss(output, labels):
     return sum(losses.cross_entropy(logits, labels) for logits in every)
 
 
+def make(network, optimizer):
+    side = SIDES.get(network, SIDE)
+    key, shape = jax.random.key(1), (1, side, side, 3)
+    return make_state(NETWORKS[network], optimizer, key=key, image_shape=shape, ema=True)
+
+
 @functools.cache
 def first_state(network, optimizer):
     """On the host, in float32."""
-    side = SIDES.get(network, SIDE)
-    model = NETWORKS[network]
-    return jax.device_get(
-        make_state(
-            model, optimizer, key=jax.random.key(1), image_shape=(1, side, side, 3), ema=True
-        )
-    )
+    return jax.device_get(make(network, optimizer))
 
 
 ADAM, SGD = optimizers.adamw(), optimizers.sgd()
@@ -122,7 +123,7 @@ def test_it_trains_as_on_one_device_in_float32(network):
 
 def test_state_is_split_as_is_asked():
     """Over data each leaf along its largest axis; over model by the rules of the network."""
-    state = jax.eval_shape(lambda: first_state("setr", ADAM))
+    state = jax.eval_shape(lambda: make("setr", ADAM))
 
     def specs(devices, model_axis, shard):
         mesh = sharding.make_mesh(jax.devices()[:devices], model=model_axis)
@@ -172,3 +173,25 @@ def test_a_state_is_made_split_and_never_whole():
     assert held < 1.05 * whole / 8
     plain = make(sharding=sharding.replicated(mesh))
     jax.tree.map(np.testing.assert_array_equal, jax.device_get(state), jax.device_get(plain))
+
+
+def test_a_checkpoint_is_restored_onto_any_mesh_to_the_bit(tmp_path):
+    state, rules = first_state("setr", ADAM), NETWORKS["setr"].sharding_rules
+
+    def placed(state, devices, model_axis, shard):
+        mesh = sharding.make_mesh(jax.devices()[:devices], model=model_axis)
+        lies = sharding.state_shardings(state, mesh, shard=shard, rules=rules, whole_below=0)
+        return jax.device_put(state, lies)
+
+    nothing = jax.tree.map(np.zeros_like, state)
+    with Checkpoints(tmp_path) as checkpoints:
+        checkpoints.save(1, placed(state, 8, 1, "data"))
+        meshes = [(1, 1, "no"), (8, 4, "model"), (4, 2, "data"), (2, 1, "data")]
+        for step, mesh in enumerate(meshes, start=1):
+            like = placed(nothing, *mesh)
+            restored = checkpoints.restore(like, step=step)
+            jax.tree.map(np.testing.assert_array_equal, jax.device_get(restored), state)
+            assert all(
+                jax.tree.leaves(jax.tree.map(lambda x, y: x.sharding == y.sharding, restored, like))
+            )
+            checkpoints.save(step + 1, restored)
