@@ -11,6 +11,7 @@ import math
 import re
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -28,6 +29,7 @@ from segjax.commands.command import command
 from segjax.commands.cost import cost
 from segjax.commands.description import file_of
 from segjax.commands.evaluate import evaluate
+from segjax.commands.lock import locked
 from segjax.commands.predict import predict
 from segjax.commands.run import may_clear
 from segjax.commands.show_augment import show_augment
@@ -35,7 +37,7 @@ from segjax.commands.train import train
 from segjax.data import augment, pipeline
 from segjax.data.augment import Example
 from segjax.errors import SegjaxError
-from segjax.training import Observer, losses, optimizers, sharding
+from segjax.training import Observer, losses, optimizers, processes
 
 Loss = Literal[
     "cross_entropy",
@@ -50,8 +52,10 @@ Loss = Literal[
     "bce_dice",
 ]
 Split = Literal["train", "val", "test"]
+Memory = Literal["plain", "remat", "fit"]
+OfNotFinite = Literal["stop", "skip"]
 _LENGTHS = {"steps": 0, "epochs": None}  # of a training, and what each is without the other
-_COUNTS = ("batch_size", "model_axis", "workers", "evaluate_every", "log_every")
+_COUNTS = ("batch_size", "accumulate", "model_axis", "workers", "evaluate_every", "log_every")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -110,6 +114,15 @@ class Recipe(abc.ABC):
     """The longest gradient, as a norm over all parameters, to which longer ones are shortened."""
     ema: float | None = None
     """Decay of a moving average of the weights, which is what is scored and used then: 0.999."""
+    accumulate: int = 1
+    """Parts in which each device takes its pictures of a step, one after the other, to save
+    memory: the same step, but for batch norm, whose statistics are of each part."""
+    memory: Memory = "plain"
+    """What is kept for the gradient: all; less, the rest being computed again; or all if it fits,
+    else less. The values are the same."""
+    not_finite: OfNotFinite = "stop"
+    """What a loss or gradient does that is not finite: end the training, its batch kept for a look;
+    or be left out, and counted."""
     channels: int = 3
     """Channels of a picture: 1 grey, 3 RGB, 4 RGBA."""
     normalise: augment.Normalise = field(default_factory=augment.Normalise)
@@ -155,6 +168,10 @@ class Recipe(abc.ABC):
                 f"losses is {self.losses!r}; expected a tuple of at least one of "
                 f"{', '.join(get_args(Loss))}."
             )
+        for name, kind in {"memory": Memory, "not_finite": OfNotFinite}.items():
+            among = get_args(kind)
+            if (value := getattr(self, name)) not in among:
+                raise SegjaxError(f"{name} is {value!r}; expected one of {', '.join(among)}.")
         for name, fits, expected in (
             ("epochs", lambda x: 0 < x < math.inf, "a number above 0"),
             ("weight_decay", lambda x: 0 <= x < math.inf, "a number of at least 0"),
@@ -330,6 +347,8 @@ def main(recipe: type[Recipe], argv: Sequence[str] | None = None) -> None:
         *,
         run: Path = home,
         distributed: bool = False,
+        fork: Path | None = None,
+        wait: int = 120,
         restart: bool = False,
         yes: bool = False,
     ) -> None:
@@ -338,21 +357,35 @@ def main(recipe: type[Recipe], argv: Sequence[str] | None = None) -> None:
         Args:
             run: The run folder.
             distributed: Join the other processes of a cluster; each runs this same command.
+            fork: Another run, from whose whole state a new one begins: parameters, optimiser, step.
+            wait: Seconds that --distributed waits for the other processes to start.
             restart: Remove the run in the folder, after a question, and start over.
             yes: Do not ask.
         """
-        if distributed:
-            sharding.join_cluster()
-        train(recipe, run, name=name, restart=restart and may_clear(run, yes=yes))
+        with processes.join_cluster(within=wait) if distributed else nullcontext(), locked(run):
+            restart = restart and may_clear(run, yes=yes)
+            train(recipe, run, name=name, restart=restart, origin=fork)
 
-    def cost_(recipe: without_data, *, run: Path = home) -> None:
-        """Compile the training step without data; print parameters, FLOPs, memory, compile time.
+    def cost_(
+        recipe: without_data,
+        *,
+        run: Path = home,
+        topology: str | None = None,
+        gpu: str | None = None,
+        devices: int | None = None,
+        reckon: bool = False,
+    ) -> None:
+        """Tell what a training step takes, without data: memory, FLOPs, traffic, time at least.
 
         Args:
             run: Not read: what counts are the fields given here.
+            topology: Compile for a TPU slice that is not here: v5e:4x4, v4:2x2x4, v5p:…, v6e:….
+            gpu: Reckon for a GPU that is not here, by its data sheet: h100, a100, l4, rtx4090, ….
+            devices: How many such GPUs; without --gpu, CPU devices to make and compile for.
+            reckon: Compile nothing: an answer in seconds.
         """
         jax.config.update("jax_enable_compilation_cache", False)  # it would hide the time
-        cost(recipe)
+        cost(recipe, topology=topology, gpu=gpu, count=devices, reckoned=reckon)
 
     def show_augment_(recipe: given, *, out: Path = Path(f"{name}_augment.png")) -> None:
         """Draw a few training pictures, each beside some augmentations of it, labels laid over.

@@ -4,7 +4,9 @@
     environment.json  versions, devices and command of each start
     skipped.json      with skip_broken, the examples that cannot be read
     metrics.jsonl     what the training told
-    checkpoints/      the newest and the best
+    failed/           the batch of a step that was not finite
+    checkpoints/      the two newest and the best
+    lock              while a training runs there, which
     tensorboard/      events
     wandb/            with log_to wandb, what it sends
     report/           scores, curves, pictures, of val; in report/test of test
@@ -37,15 +39,16 @@ HeldOut = Literal["val", "test"]
 # What may differ when a run is taken up again; all else would make it another run.
 _LENGTH = {"steps", "epochs", "patience"}
 _PLACES = {"data_axis", "model_axis", "shard"}  # where it is computed
-_MAY_CHANGE = (
-    _LENGTH | _PLACES | {"evaluate_every", "log_every", "log_to", "data", "workers", "cache"}
-)
+_SAME_VALUES = {"memory", "model remat", "not_finite"}  # which change no value that is kept
+_MAY_CHANGE = _LENGTH | _PLACES | _SAME_VALUES
+_MAY_CHANGE |= {"evaluate_every", "log_every", "log_to", "data", "workers", "cache"}
 _NO_FIELDS: Mapping[str, Any] = MappingProxyType({})
 # What a run writes to its folder but for predictions, of which other files may be kept.
 _OF_A_RUN = (
     "environment.json",
     "skipped.json",
     "metrics.jsonl",
+    "failed",
     "checkpoints",
     "tensorboard",
     "wandb",
@@ -195,8 +198,16 @@ class Run:
             lines = "\n".join(changed)
             raise SegjaxError(
                 f"{self.folder} was trained with other settings:\n{lines}\n"
-                "Give the same ones to go on, or name another folder with --run."
+                f"Give the same ones to go on. {_begin_anew(self.folder)}"
             )
+        have_read, read = self._stored.get("data", {}), wanted.get("data", {})
+        for split in sorted(have_read.keys() & read.keys()):
+            if have_read[split] != read[split]:
+                raise SegjaxError(
+                    f"{self.folder}: the {split} pictures are others than at its first start: "
+                    f"{_told(have_read[split], read[split])}. Put them back to go on. "
+                    f"{_begin_anew(self.folder)}"
+                )
 
 
 def start_run(
@@ -206,9 +217,13 @@ def start_run(
     fields: Mapping[str, Any],
     parts: Mapping[str, Any],
     defaults: Mapping[str, Any] = _NO_FIELDS,
+    data: Mapping[str, Any] = _NO_FIELDS,
+    note: Mapping[str, Any] = _NO_FIELDS,
     restart: bool = False,
 ) -> None:
     """Make a run folder, or make sure that the one there is of the same recipe; note the start.
+
+    A first start that failed before its first checkpoint binds nobody to its recipe.
 
     Args:
         folder: of the run.
@@ -216,25 +231,30 @@ def start_run(
         fields: its fields, plain values or dataclasses of them.
         parts: what `Run.rebuild` gives back, dataclasses of plain values.
         defaults: of fields, for a run that was started before the recipe had them.
+        data: of each split that counts, which pictures it has: `wrapper.listing`.
+        note: what environment.json says of this start beside the rest.
         restart: of a run there, remove what it has written instead.
 
     Raises:
-        SegjaxError: the folder holds another recipe, other fields of it, or other things.
+        SegjaxError: the folder holds another recipe, other fields of it, or other things; or a run
+            of other pictures, or one whose checkpoints are gone.
     """
     wanted = {
         "segjax": segjax.__version__,
         "recipe": name,
         "fields": describe(dict(fields)),
         **describe(dict(parts)),
+        "data": dict(data),
     }
     wanted = json.loads(json.dumps(wanted))  # as it would be read
     path = folder / "recipe.json"
     # Listed first, for the first process of several may be writing the recipe just now.
     held = {p.name for p in folder.iterdir()} if folder.is_dir() else set()
     if path.exists():
-        if not restart:
+        if not restart and not never_saved(folder):
             Run(folder)._compare(wanted, json.loads(json.dumps(describe(dict(defaults)))))
-    elif folder.is_file() or held - {"recipe.json.partial"}:
+            _check_checkpoints(folder)
+    elif folder.is_file() or held - {"recipe.json.partial", "lock"}:
         raise SegjaxError(
             f"{folder}: exists, but holds no run (no recipe.json). Name another folder with --run."
         )
@@ -247,7 +267,17 @@ def start_run(
         before = read_json(starts) if starts.exists() else []
         if not isinstance(before, list):
             raise SegjaxError(f"{starts}: no list of starts. Restore the file, or remove it.")
-        write_whole(starts, as_json([*before, _environment()]))
+        write_whole(starts, as_json([*before, {**_environment(), **note}]))
+
+
+def never_saved(folder: Path) -> bool:
+    """Whether a training there, if any, has come to no checkpoint: it may begin anew as another.
+
+    One whose checkpoints someone has removed has told of evaluations.
+    """
+    log = folder / "metrics.jsonl"
+    saved = any(path.name.isdecimal() for path in (folder / "checkpoints").glob("*"))
+    return not saved and not (log.is_file() and b'"mean_iou"' in log.read_bytes())
 
 
 def write_whole(path: Path, text: str) -> None:
@@ -303,6 +333,38 @@ def _clear(folder: Path) -> None:
                 shutil.rmtree(path)
             else:
                 path.unlink(missing_ok=True)
+
+
+def _check_checkpoints(folder: Path) -> None:
+    """Raise SegjaxError where a run has lost its checkpoints: it would begin at step 1, unsaid."""
+    log, checkpoints = folder / "metrics.jsonl", folder / "checkpoints"
+    if not log.is_file() or not log.stat().st_size:
+        return  # stopped before its first step
+    told = "its folder checkpoints/ is missing"
+    if checkpoints.exists():
+        # Set aside is told by those who read them. Two evaluations may come before the first one of
+        # which a process has seen that it is saved.
+        held = not checkpoints.is_dir() or any(p.name[0].isdecimal() for p in checkpoints.iterdir())
+        if held or log.read_bytes().count(b'"mean_iou"') <= 2:
+            return
+        told = "its folder checkpoints/ is empty"
+    raise SegjaxError(
+        f"{folder}: its log, metrics.jsonl, tells of a training, but {told}. Put it back to go on, "
+        "train anew with --restart, or name another folder with --run."
+    )
+
+
+def _begin_anew(folder: Path) -> str:
+    return (
+        f"Or begin a new run, from this one's state with --fork {folder} or from nothing: name "
+        "another folder with --run."
+    )
+
+
+def _told(have: Any, want: Any) -> str:
+    """How many pictures there are of each listing."""
+    before, now = (x.get("pictures") if isinstance(x, dict) else x for x in (have, want))
+    return f"{before} then, {now} now" if before != now else f"{now} as then, of other names"
 
 
 def _settings(fields: Mapping[str, Any], model: Mapping[str, Any]) -> dict[str, Any]:

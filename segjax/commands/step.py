@@ -12,6 +12,7 @@ from jax.sharding import Mesh
 
 from segjax.data import augment
 from segjax.data.augment import Example
+from segjax.errors import SegjaxError
 from segjax.models.layers import crop
 from segjax.training import sharding
 from segjax.training.train import Batch, State, make_state, make_train_step
@@ -51,12 +52,23 @@ def in_steps(recipe: "Recipe", source: Sized) -> "Recipe":
     return dataclasses.replace(recipe, steps=max(steps, 1), epochs=None)
 
 
+def _with_remat(model: Any) -> Any:
+    if not hasattr(model, "remat"):
+        raise SegjaxError(
+            f"memory is 'remat', but {type(model).__name__} has no field remat. Take 'plain', or "
+            "--accumulate for want of memory."
+        )
+    return model.clone(remat=True)
+
+
 class Parts:
     """What a recipe's training consists of on a mesh, for `train` and for `cost`."""
 
     def __init__(self, recipe: "Recipe", mesh: Mesh, *, unrolled: bool = False) -> None:
-        sharding.check_batch_size(mesh, recipe.batch_size)
+        sharding.check_batch_size(mesh, recipe.batch_size, parts=recipe.accumulate)
         self.model: Any = recipe.model()
+        if recipe.memory == "remat":
+            self.model = _with_remat(self.model)
         if unrolled and hasattr(self.model, "scan"):
             self.model = self.model.clone(scan=False)
         self.model.geometry.check(*recipe.crop)
@@ -87,6 +99,8 @@ class Parts:
             prepare=make_prepare(recipe, margin=self.model.geometry.margin),
             key=steps,
             ema=recipe.ema,
+            accumulate=recipe.accumulate,
+            skip=recipe.not_finite == "skip",
             state_sharding=self.state_sharding,
             at_use=partial(sharding.at_use, shardings=self.state_sharding.params),
         )

@@ -31,7 +31,7 @@ from segjax.errors import SegjaxError
 from segjax.inference import memory
 from segjax.inference.predict import make_predict
 from segjax.training import sharding
-from segjax.training.train import step_cost
+from segjax.training.cost import step_cost
 
 _GIB = 2**30
 

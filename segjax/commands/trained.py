@@ -1,8 +1,9 @@
 """What a run has trained: its network with the variables of a checkpoint, and its data."""
 
 import dataclasses
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -12,10 +13,11 @@ from segjax.commands.run import HeldOut, Run
 from segjax.data.wrapper import bare
 from segjax.errors import SegjaxError
 from segjax.segmenter import Segmenter
-from segjax.training.checkpoint import Checkpoints
+from segjax.training.checkpoint import Checkpoints, Vanished
 
 Which = Literal["best", "newest"]
 _PLACES = ("root", "data_dir")  # fields of sources that name their folder
+T = TypeVar("T")
 
 
 def load(run: str | Path | Run, checkpoint: Which = "best") -> Segmenter:
@@ -45,15 +47,14 @@ def load_step(run: Run, checkpoint: Which) -> tuple[int, Segmenter]:
             f"{run.folder / 'recipe.json'}: its network or scaling cannot be used: {error}. "
             "Restore the file."
         ) from error
-    with Checkpoints(run.folder / "checkpoints") as checkpoints:
-        step = checkpoints.best if checkpoint == "best" else checkpoints.newest
-        if step is None:
-            raise SegjaxError(f"{run.folder}: no checkpoint yet. Train it first.")
+
+    def variables_of(checkpoints: Checkpoints, step: int) -> Any:
         # Of a moving average of the weights, where the run has one, are the scores.
         if checkpoints.holds("ema", step=step):
-            variables = checkpoints.restore({"ema": dict(like)}, step=step)["ema"]
-        else:
-            variables = checkpoints.restore(dict(like), step=step)
+            return checkpoints.restore({"ema": dict(like)}, step=step)["ema"]
+        return checkpoints.restore(dict(like), step=step)
+
+    step, variables = read(run.folder, checkpoint, variables_of)
     try:
         return step, Segmenter(
             model=model,
@@ -67,6 +68,30 @@ def load_step(run: Run, checkpoint: Which) -> tuple[int, Segmenter]:
         )
     except SegjaxError as error:
         raise SegjaxError(f"{run.folder / 'recipe.json'}: {error} Restore the file.") from error
+
+
+def read(
+    run: Path, checkpoint: Which, what: Callable[[Checkpoints, int], T], *, tries: int = 50
+) -> tuple[int, T]:
+    """The step of a checkpoint, and what is read of it, whose files are as they were written.
+
+    The run may be training, and remove the checkpoint meanwhile: then another is there, and is read
+    instead.
+    """
+    for _ in range(tries):
+        with Checkpoints(run / "checkpoints", read_only=True) as checkpoints:
+            try:
+                step = checkpoints.best if checkpoint == "best" else checkpoints.newest
+                if step is None:
+                    raise SegjaxError(f"{run}: no checkpoint yet. Train it first.")
+                checkpoints.verify(step)
+                return step, what(checkpoints, step)
+            except Vanished:
+                continue
+    raise SegjaxError(
+        f"{run}: the training there replaces its checkpoints faster than they can be read. Let it "
+        "save less often (--evaluate-every), or wait for its end."
+    )
 
 
 def held_out(run: Run, data: Path | None = None, split: HeldOut = "val") -> Any:

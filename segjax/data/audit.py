@@ -190,11 +190,13 @@ def check(
     sources = {name: bare(source) for name, source in sources.items()}
     for name, source in sources.items():
         few = evenly(len(source), _SAMPLES)
-        broken, large, highest = [], [], 0.0
+        broken, large, highest, ignored = [], [], 0.0, True
         for i in range(len(source)) if hasattr(source, "size_of") else few:
             try:
                 if i in few:
-                    image = read_example(source, i)["image"]
+                    example = read_example(source, i)
+                    image = example["image"]
+                    ignored = ignored and _all_ignored(example)
                     highest = max(highest, brightest(image))
                 size = image.shape[:2] if i in few else source.size_of(i)
             except SegjaxError as error:
@@ -208,6 +210,11 @@ def check(
                 + "\n".join(broken[:_TOLD])
                 + ("\n…" if len(broken) > _TOLD else "")
                 + "\nThe verb audit lists all; train --skip-broken leaves them out."
+            )
+        if ignored and all(_all_ignored(read_example(source, i)) for i in range(len(source))):
+            raise SegjaxError(
+                f"The {len(source)} masks of {name} hold nothing but 255 = ignore: nothing is "
+                "there to be learnt or measured. Correct them, or say with `values` what 255 means."
             )
         if 0 < highest <= 1:
             raise SegjaxError(f"The pictures of {name} {SCALED_TO_ONE}")
@@ -224,6 +231,10 @@ def check(
                 f"{one} and {other} share {len(shared)} examples: "
                 f"{shown(sorted(pair.id for pair in shared))}. {_SAME_ACROSS.advice}"
             )
+
+
+def _all_ignored(example: Mapping[str, Any]) -> bool:
+    return bool((np.asarray(example["label"]) == IGNORE).all())
 
 
 def evenly(length: int, most: int) -> list[int]:

@@ -1,5 +1,6 @@
 """Sources around another source, and how the source of the files within them is found."""
 
+import hashlib
 import itertools
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -160,6 +161,19 @@ def bare(source: Source) -> Source:
     while hasattr(source, "source") and not isinstance(source, Without | Pieces):
         source = source.source
     return source
+
+
+def listing(source: Source) -> dict[str, Any]:
+    """Of which examples a source is: how many and, where they are pairs of files, whose names.
+
+    Returns:
+        `{"pictures": their number, "names": a digest of their ids in order, or None}`
+    """
+    pairs = getattr(bare(source), "pairs", None)
+    if pairs is None:
+        return {"pictures": len(source), "names": None}
+    ids = "\n".join(pair.id for pair in pairs).encode(errors="surrogateescape")
+    return {"pictures": len(pairs), "names": hashlib.sha256(ids).hexdigest()[:16]}
 
 
 def without(source: Source, skipped: tuple[int, ...]) -> Source:

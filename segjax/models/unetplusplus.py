@@ -45,6 +45,8 @@ class UNetPlusPlus(Module):
             of all. Compiled prediction computes no more than the logits need.
         dropout: rate after every 3×3 convolution (0.5 in the authors' network); needs a "dropout"
             key in training.
+        remat: keep for the gradient only what goes into a level's two convolutions, and compute the
+            rest again. Values are the same.
         dtype: of the computation; parameters, batch statistics and logits are float32.
 
     The authors' network is UNetPlusPlus(1, norm="none", dropout=0.5): 9,041,700 parameters with one
@@ -60,6 +62,7 @@ class UNetPlusPlus(Module):
     deep_supervision: bool = True
     head: int | None = None
     dropout: float = 0.0
+    remat: bool = False
     dtype: DTypeLike | None = None
 
     @property
@@ -95,8 +98,10 @@ class UNetPlusPlus(Module):
                 f"{self.head}. Give at least two widths, and one of these heads or None."
             )
 
+        block = nn.remat(DoubleConv) if self.remat else DoubleConv
+
         def node(i: int, j: int, x: jax.Array) -> jax.Array:
-            return DoubleConv(
+            return block(
                 (self.widths[i],) * 2,
                 pad=1,
                 norm=self.norm,

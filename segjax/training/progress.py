@@ -77,6 +77,7 @@ class RunLog:
         self._task = TaskID(0)
 
         self._losses: list[float] = []  # of the interval up to the next line of metrics.jsonl
+        self._skipped = 0.0  # steps of the interval that were left out, see `make_train_step`
         self._interval: list[_Timing] = []
         self._recent: deque[_Timing] = deque(maxlen=50)  # for the eye: steadier than one step
         self._shown_loss = math.nan
@@ -142,7 +143,9 @@ class RunLog:
             self._interval.append(timing)
             self._recent.append(timing)
         loss = float(scalars["loss"])
-        self._losses.append(loss)
+        self._skipped += scalars.get("skipped", 0)
+        if not scalars.get("skipped"):
+            self._losses.append(loss)
         # A loss that is not finite is shown at once, and forgotten as soon as one is again.
         smooth = math.isfinite(self._shown_loss)
         self._shown_loss = 0.95 * self._shown_loss + 0.05 * loss if smooth else loss
@@ -187,11 +190,13 @@ class RunLog:
 
     def _log(self, number: int, scalars: Mapping[str, float]) -> None:
         values = dict(scalars) | {
-            "loss": sum(self._losses) / len(self._losses),
+            "loss": sum(self._losses) / len(self._losses) if self._losses else math.nan,
             "images_per_second": self._rate(self._interval),
             "data_wait": _share_waited(self._interval),
         }
-        self._losses, self._interval = [], []
+        if "skipped" in scalars:
+            values["skipped"] = self._skipped
+        self._losses, self._skipped, self._interval = [], 0.0, []
         self._write(number, values)
         self._to_tensorboard("train", number, values)
         self._tell("logged", number, values)

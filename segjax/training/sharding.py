@@ -2,8 +2,6 @@
 over `data` (FSDP) or over `model` (tensor parallelism), by rules on the paths of parameters.
 """
 
-import os
-import pickle
 import re
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
@@ -13,7 +11,6 @@ from typing import Any, Literal
 import flax
 import jax
 import numpy as np
-from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from segjax.errors import SegjaxError
@@ -25,31 +22,6 @@ Rules = Sequence[tuple[str, int | None]]
 # of a network's biases and norms together are a thousandth of it.
 WHOLE_BELOW = 2**16
 _RULES: Rules = (("kernel$", -1),)  # of what a network says nothing: by output channels
-
-
-def join_cluster() -> None:
-    """Make this process one of a cluster's; the first thing that a process does with JAX.
-
-    Slurm, Open MPI, Kubernetes and Cloud TPU are found by JAX. Elsewhere JAX_COORDINATOR_ADDRESS
-    (host:port of the first process), JAX_NUM_PROCESSES and JAX_PROCESS_ID tell.
-
-    Raises:
-        SegjaxError: there is no cluster, or it cannot be joined.
-    """
-
-    def told(name: str) -> int | None:
-        return int(os.environ[name]) if name in os.environ else None
-
-    try:
-        jax.distributed.initialize(
-            num_processes=told("JAX_NUM_PROCESSES"), process_id=told("JAX_PROCESS_ID")
-        )
-    except (ValueError, RuntimeError) as error:
-        raise SegjaxError(
-            f"No cluster could be joined: {error} Start one process per host through Slurm, Open "
-            "MPI, Kubernetes or Cloud TPU, set JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and "
-            "JAX_PROCESS_ID, or drop --distributed on a single host."
-        ) from error
 
 
 def make_mesh(
@@ -66,7 +38,14 @@ def make_mesh(
         SegjaxError: the two do not make up the devices.
     """
     devices = jax.devices() if devices is None else devices
-    count = len(devices)
+    shape = mesh_shape(len(devices), data=data, model=model)
+    # Auto: make_mesh's own default is Explicit, under which Linen's Dropout fails.
+    types = (AxisType.Auto, AxisType.Auto)
+    return jax.make_mesh(shape, ("data", "model"), types, devices=devices)
+
+
+def mesh_shape(count: int, *, data: int | None = None, model: int = 1) -> tuple[int, int]:
+    """The lengths of `data` and `model` on that many devices; raises as `make_mesh`."""
     if count % model:
         good = ", ".join(str(n) for n in range(1, count + 1) if count % n == 0)
         raise SegjaxError(
@@ -77,9 +56,7 @@ def make_mesh(
             f"data_axis {data} × model_axis {model} are {data * model} devices, and there are "
             f"{count}: set data_axis to {count // model}, or leave it out."
         )
-    # Auto: make_mesh's own default is Explicit, under which Linen's Dropout fails.
-    types = (AxisType.Auto, AxisType.Auto)
-    return jax.make_mesh((count // model, model), ("data", "model"), types, devices=devices)
+    return count // model, model
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
@@ -216,17 +193,17 @@ def _rule(rules: Rules, words: Sequence[str]) -> int | None:
     return next((axis for pattern, axis in rules if re.search(pattern, path)), None)
 
 
-def check_batch_size(mesh: Mesh, batch_size: int) -> None:
-    """Raise SegjaxError where a batch does not divide among the devices of `data`."""
-    parts = mesh.shape["data"]
-    if batch_size % parts:
-        below = batch_size // parts * parts
-        good = " or ".join(str(n) for n in (below, below + parts) if n)
-        among = (
-            f"{parts} devices" if parts == mesh.size else f"{parts} parts of {mesh.size} devices"
-        )
+def check_batch_size(mesh: Mesh, batch_size: int, *, parts: int = 1) -> None:
+    """Raise SegjaxError where a batch, or each of its parts, does not divide over `data`."""
+    axis = mesh.shape["data"]
+    share = axis * parts
+    if batch_size % share:
+        below = batch_size // share * share
+        good = " or ".join(str(n) for n in (below, below + share) if n)
+        parted = f" in {parts} parts (accumulate)" if parts > 1 else ""
+        among = f"{axis} devices" if axis == mesh.size else f"{axis} parts of {mesh.size} devices"
         raise SegjaxError(
-            f"A batch of {batch_size} pictures does not divide among {among}; "
+            f"A batch of {batch_size} pictures{parted} does not divide among {among}; "
             f"take a batch size of {good}."
         )
 
@@ -273,21 +250,3 @@ def prefetch(batches: Iterable[Any], mesh: Mesh, *, ahead: int = 2) -> Iterator[
         if len(waiting) > ahead:
             yield waiting.popleft()
     yield from waiting
-
-
-def from_all_processes(thing: Any) -> list[Any]:
-    """What each process gives, by its number, on every process; of whatever pickle can write."""
-    if jax.process_count() == 1:
-        return [thing]
-    content = np.frombuffer(pickle.dumps(thing), np.uint8)
-    sizes = multihost_utils.process_allgather(np.array(content.size)).ravel()
-    padded = np.zeros(sizes.max(), np.uint8)  # all have to give arrays of one size
-    padded[: content.size] = content
-    everyones = multihost_utils.process_allgather(padded)
-    return [pickle.loads(row[:size].tobytes()) for row, size in zip(everyones, sizes, strict=True)]
-
-
-def wait_for_all(what: str) -> None:
-    """Return once every process of the cluster has come here."""
-    if jax.process_count() > 1:
-        multihost_utils.sync_global_devices(what)

@@ -195,6 +195,7 @@ DAMAGES = {
 
 # Orbax closes its event loop while other reads of the damaged checkpoint still end.
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+@pytest.mark.filterwarnings("ignore::segjax.errors.SegjaxWarning")  # of what is set aside
 @pytest.mark.parametrize("name", DAMAGES)
 def test_a_damaged_run_works_or_is_told(name, trained, tmp_path, capsys):
     home, run = trained, tmp_path / "run"

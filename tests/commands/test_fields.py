@@ -8,13 +8,15 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
+import flax.linen as nn
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
 from PIL import Image
 from recipes import state_of
-from tiny import TinyRecipe, make_data
+from tiny import Tiny, TinyRecipe, make_data
 
 import segjax
 from segjax.commands.evaluate import evaluate
@@ -25,6 +27,7 @@ from segjax.commands.train import _since_best
 from segjax.errors import SegjaxError
 from segjax.evaluation import report
 from segjax.evaluation.report import read_metrics
+from segjax.models import Output
 from segjax.recipe import main
 from segjax.training import observers, optimizers, sharding
 from segjax.training.observers import Observer
@@ -343,6 +346,105 @@ def test_a_run_with_an_average_goes_on_to_the_bit(home, capsys):
     assert "going on from step 3 of 7" in capsys.readouterr().out
     jax.tree.map(np.testing.assert_array_equal, state_of(straight)[1], state_of(resumed)[1])
     assert lines_of(straight, "mean_iou") == lines_of(resumed, "mean_iou")
+
+
+# What is not finite
+
+
+@dataclass(frozen=True, kw_only=True)
+class White(TinyRecipe):
+    """Its loss is NaN for a white picture, the second one."""
+
+    batch_size: int = 1
+
+    def loss(self, output, example):
+        return super().loss(output, example) + jnp.where(example.image.min() == 255, jnp.nan, 0)
+
+
+@pytest.fixture
+def white(home):
+    Image.new("RGB", (16, 16), "white").save(home / "images/train/1.png")
+    return home
+
+
+def test_the_batch_of_a_step_that_is_not_finite_is_kept_for_a_look(white, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        train(white, "--steps", 5, recipe=White)
+    assert stopped.value.code == 2
+    told, run = capsys.readouterr().err, white / "run"
+    (failed,) = (run / "failed").iterdir()
+    number = int(failed.name.removeprefix("step_"))
+    assert f"stopped at step {number}: loss is nan" in told and f"for a look: {failed}." in told
+    kept = f"of step {number - 1} is kept" if number > 1 else "No checkpoint yet"
+    assert kept in told
+    (row,) = json.loads((failed / "ids.json").read_text())
+    assert (row["record"], row["id"]) == (1, "1") and row["epoch"] == (number - 1) // 2
+    batch = np.load(failed / "batch.npz")
+    assert batch["image"].min() == 255 and batch["label"].shape == (1, 16, 16)
+    assert np.array_equal(np.asarray(Image.open(failed / "0_image.png")), batch["image"][0])
+    assert np.array_equal(np.asarray(Image.open(failed / "0_label.png")), batch["label"][0])
+
+    # To skip it is no other training.
+    train(white, "--steps", 5, "--not-finite", "skip", recipe=White)
+    assert state_of(run)[0] == 5
+    train(white, "--restart", "--yes", "--not-finite", "skip", recipe=White)
+    assert not failed.exists()
+
+
+def test_steps_that_are_not_finite_are_skipped_when_asked(white, capsys):
+    run = train(white, "--steps", 6, "--not-finite", "skip", recipe=White)
+    assert "3 of 6 steps were skipped, for they were not finite" in capsys.readouterr().out
+    assert sum(lines_of(run, "skipped")) == 3
+    losses = [line["loss"] for line in read_metrics(run / "metrics.jsonl") if "skipped" in line]
+    assert sum(loss is None for loss in losses) == 3
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(state_of(run)[1]["params"]))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Leaping(TinyRecipe):
+    """Its parameters are 1e30 after one step of a finite loss."""
+
+    def schedule(self):
+        return optimizers.constant(1e30)
+
+    def optimizer(self):
+        return optax.sgd(1.0)
+
+
+def test_absurd_parameters_are_saved_nowhere(home, capsys):
+    with pytest.raises(SystemExit):
+        train(home, recipe=Leaping)
+    told = capsys.readouterr().err
+    assert "stopped at step 1: parameter_norm is inf" in told and "No checkpoint yet." in told
+    assert not [p for p in (home / "run/checkpoints").iterdir() if p.is_dir()]
+
+
+class Drifting(Tiny):
+    """Its statistics overflow, which training alone does not see."""
+
+    @nn.compact
+    def __call__(self, images, *, train=False):
+        seen = self.variable("batch_stats", "seen", jnp.zeros, ())
+        if train:
+            seen.value += jnp.inf
+            return Output(nn.Conv(self.num_classes, (1, 1))(images))
+        return Output(nn.Conv(self.num_classes, (1, 1))(images) + seen.value - seen.value)
+
+
+@dataclass(frozen=True, kw_only=True)
+class OfDrifting(TinyRecipe):
+    """Finite in training, not in evaluation."""
+
+    def model(self):
+        return Drifting(2)
+
+
+def test_a_state_whose_held_out_loss_is_not_finite_is_not_saved(home, capsys):
+    with pytest.raises(SystemExit):
+        train(home, recipe=OfDrifting)
+    told = capsys.readouterr().err
+    assert "the loss on the held-out pictures is nan, so this state is not saved" in told
+    assert not [p for p in (home / "run/checkpoints").iterdir() if p.is_dir()]
 
 
 # When to stop

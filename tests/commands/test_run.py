@@ -45,8 +45,8 @@ def folder(tmp_path):
     return tmp_path / "runs" / "first"
 
 
-def start(folder, *, name="unet_shapes", fields=(), parts=()):
-    start_run(folder, name=name, fields=FIELDS | dict(fields), parts=PARTS | dict(parts))
+def start(folder, *, name="unet_shapes", fields=(), parts=(), **more):
+    start_run(folder, name=name, fields=FIELDS | dict(fields), parts=PARTS | dict(parts), **more)
 
 
 def edit(folder, change):
@@ -148,8 +148,71 @@ def test_another_setting_is_refused_with_both_values(folder, fields, parts, told
     before = {path: path.read_text() for path in folder.iterdir()}
     with pytest.raises(SegjaxError, match=rf"trained with other settings:\n(.*\n)*{told}") as error:
         start(folder, fields=fields, parts=parts)
-    assert str(error.value).endswith("name another folder with --run.")
+    assert f"this one's state with --fork {folder} or from nothing" in str(error.value)
     assert {path: path.read_text() for path in folder.iterdir()} == before
+
+
+DATA = {"train": {"pictures": 8, "names": "a1"}, "val": {"pictures": 2, "names": "b2"}}
+
+
+@pytest.mark.parametrize(
+    "split, now, told",
+    [
+        ("train", {"pictures": 9, "names": "c3"}, "8 then, 9 now"),
+        ("val", {"pictures": 2, "names": "c3"}, "2 as then, of other names"),
+        ("train", {"pictures": 7, "names": None}, "8 then, 7 now"),
+    ],
+)
+def test_other_pictures_are_refused(folder, split, now, told):
+    start(folder, data=DATA)
+    start(folder, data=DATA)
+    with pytest.raises(SegjaxError, match=f"first: the {split} pictures are others .*: {told}"):
+        start(folder, data=DATA | {split: now})
+    edit(folder, lambda stored: stored.pop("data"))  # of before it was noted
+    start(folder, data=DATA | {split: now})
+    start(folder, data=DATA | {split: now})
+    with pytest.raises(SegjaxError, match="Put them back to go on"):
+        start(folder, data=DATA)
+
+
+EVALUATED = '{"step": 1, "mean_iou": 0.5}\n'
+
+
+@pytest.mark.parametrize(
+    "log, held, told",
+    [
+        (None, None, ""),
+        ("", None, ""),
+        ('{"step": 1, "loss": 1.0}\n', None, "is missing"),
+        ('{"step": 1, "loss": 1.0}\n', (), ""),  # killed before its first checkpoint
+        (EVALUATED * 2, (), ""),
+        (EVALUATED * 3, (), "is empty"),
+        (EVALUATED * 3, ("4.orbax-checkpoint-tmp",), ""),
+        (EVALUATED * 3, ("4.damaged",), ""),  # told by those who read it
+        (EVALUATED * 3, ("4",), ""),
+    ],
+)
+def test_a_run_that_has_lost_its_checkpoints_does_not_begin_anew_unsaid(folder, log, held, told):
+    start(folder)
+    if log is not None:
+        (folder / "metrics.jsonl").write_text(log)
+    if held is not None:
+        (folder / "checkpoints").mkdir()
+        for name in held:
+            (folder / "checkpoints" / name).mkdir()
+    if not told:
+        start(folder)
+        return
+    with pytest.raises(SegjaxError, match=f"tells of a training, but its folder .*{told}. Put it"):
+        start(folder)
+    start(folder, restart=True)
+
+
+def test_what_a_start_notes(folder):
+    start(folder, note={"forked_from": {"run": "x", "step": 3}})
+    start(folder)
+    first, second = json.loads((folder / "environment.json").read_text())
+    assert first["forked_from"]["step"] == 3 and "forked_from" not in second
 
 
 def test_another_recipe_is_refused(folder):

@@ -129,6 +129,7 @@ assert jax.device_count() == 4 and jax.process_count() == processes
 
 from functools import partial
 from segjax.training import losses, optimizers, sharding, train
+from segjax.training.processes import from_all_processes
 from segjax.models import UNet
 
 model, optimizer = UNet(3, widths=(4,), dropout=0.3), optimizers.sgd()
@@ -157,7 +158,7 @@ def batches():
 
 state = train.fit(state, step, sharding.prefetch(batches(), mesh), until=3)
 assert step.func._cache_size() == 1
-everyones = sharding.from_all_processes({"number": process, "text": "a" * 10**process})
+everyones = from_all_processes({"number": process, "text": "a" * 10**process})
 assert everyones == [{"number": i, "text": "a" * 10**i} for i in range(processes)]
 split = [x for x in jax.tree.leaves(state) if not x.is_fully_replicated]
 assert bool(split) == (shard != "no")
