@@ -157,13 +157,14 @@ def batches_on_mesh(
     note: Callable[[int, dict[str, Any]], None] | None = None,
 ) -> Iterator[Batch]:
     """All of a source once, for `evaluator.evaluate`, each process reading its share."""
+    share, shares = sharding.share(mesh)
     batches = pipeline.evaluation_batches(
         source,
         batch_size=batch_size,
         canvases=canvases,
         threads=workers,
-        process=jax.process_index(),
-        processes=jax.process_count(),
+        process=share,
+        processes=shares,
         note=note,
     )
     return sharding.prefetch(batches, mesh)

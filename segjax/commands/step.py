@@ -15,7 +15,7 @@ from segjax.data.augment import Example
 from segjax.errors import SegjaxError
 from segjax.models.layers import crop
 from segjax.training import sharding
-from segjax.training.train import Batch, make_state, make_train_step
+from segjax.training.train import Batch, State, make_state, make_train_step
 
 if TYPE_CHECKING:
     from segjax.recipe import Recipe
@@ -104,3 +104,7 @@ class Parts:
             state_sharding=self.state_sharding,
             at_use=partial(sharding.at_use, shardings=self.state_sharding.params),
         )
+
+    def averaged(self, state: State) -> Any:
+        """The variables to evaluate, for `apply`: what is split is gathered where it is used."""
+        return sharding.at_use(state.averaged, self.state_sharding.averaged)

@@ -206,6 +206,7 @@ def _take_steps(
         elif not start:
             state = _begin(recipe, state)
         shape = (recipe.batch_size, *recipe.crop, recipe.channels)
+        share, shares = sharding.share(mesh)
         log = RunLog(
             folder,
             total=recipe.steps,
@@ -249,13 +250,15 @@ def _take_steps(
                     canvases=recipe.buckets or [recipe.canvas],
                     workers=recipe.workers,
                 )
-                share = evaluator.evaluate(
-                    partial(predict, state.averaged),
+                counted = evaluator.evaluate(
+                    partial(predict, parts.averaged(state)),
                     _until_asked(batches, asked_to_stop, number),
                     num_classes=len(held_out.classes),
                     summed_loss=summed_loss,
                 )
-                found = evaluator.joined(processes.from_all_processes(share))
+                everyones = processes.from_all_processes(counted)
+                # Processes that compute a share together have all counted it.
+                found = evaluator.joined([everyones[one] for one, *_ in sharding.readers(mesh)])
                 scores = found.scores()
                 _check_held_out(number, found)
                 evaluations.append(scores["mean_iou"])
@@ -280,8 +283,8 @@ def _take_steps(
                 canvas=recipe.canvas,
                 seed=recipe.seed,
                 start=start,
-                process=jax.process_index(),
-                processes=jax.process_count(),
+                process=share,
+                processes=shares,
                 threads=recipe.workers,
             )
             try:
@@ -382,13 +385,19 @@ def _begin(recipe: "Recipe", state: State) -> State:
         variables, told = _take_over(variables, theirs.variables)
         if jax.process_index() == 0:
             print(f"Starting from {recipe.start_from}, step {step}: {told}.")
+    # Leaf by leaf; what is left as it was may lie on other processes too.
     placed = jax.tree.map(
-        lambda old, new: jax.device_put(np.asarray(new, old.dtype), old.sharding),
+        lambda old, new: (
+            new if new is old else jax.device_put(np.asarray(new, old.dtype), old.sharding)
+        ),
         state.variables,
         state.variables | dict(variables),  # a network without statistics has no part for them
     )
     state = state.replace(**placed)
-    return state if state.ema is None else jax.jit(State.with_ema)(state)
+    if state.ema is None:
+        return state
+    lies = jax.tree.map(lambda x: x.sharding, state)
+    return jax.jit(State.with_ema, out_shardings=lies)(state)
 
 
 def _take_over(ours: Any, theirs: Any) -> tuple[Any, str]:

@@ -208,6 +208,32 @@ def check_batch_size(mesh: Mesh, batch_size: int, *, parts: int = 1) -> None:
         )
 
 
+def readers(mesh: Mesh) -> list[list[int]]:
+    """The processes that read each share of a batch; several where `model` spans processes.
+
+    Raises:
+        SegjaxError: shares would overlap.
+    """
+    rows: dict[int, set[int]] = {}
+    for (row, _), device in np.ndenumerate(mesh.devices):
+        rows.setdefault(device.process_index, set()).add(row)
+    shares: dict[tuple[int, ...], list[int]] = {}
+    for process in sorted(rows):
+        shares.setdefault(tuple(sorted(rows[process])), []).append(process)
+    if sum(map(len, shares)) > mesh.shape["data"] or len({*map(len, shares)}) > 1:
+        raise SegjaxError(
+            f"model_axis {mesh.shape['model']} cuts through processes: take a divisor or a "
+            f"multiple of the {len(mesh.local_devices)} devices of each."
+        )
+    return [shares[key] for key in sorted(shares)]
+
+
+def share(mesh: Mesh) -> tuple[int, int]:
+    """Which share of a batch this process reads, from 0, and of how many."""
+    shares = readers(mesh)
+    return next(i for i, of in enumerate(shares) if jax.process_index() in of), len(shares)
+
+
 def put(batch: Any, mesh: Mesh) -> Any:
     """This process's rows of a batch (NumPy, any tree) -> the global batch on the devices."""
     sharding = split(mesh)

@@ -25,7 +25,7 @@ def quick(monkeypatch):
     """One device, and no report in the end."""
     monkeypatch.setattr(sys.modules["segjax.commands.train"], "evaluate", lambda *_, **__: {})
     make_mesh = sharding.make_mesh
-    monkeypatch.setattr(sharding, "make_mesh", lambda *_: make_mesh(jax.devices()[:1]))
+    monkeypatch.setattr(sharding, "make_mesh", lambda *_, **__: make_mesh(jax.devices()[:1]))
     monkeypatch.setattr(jax, "local_device_count", lambda: 1)
 
 

@@ -18,7 +18,7 @@ from segjax.training import sharding
 def quick(monkeypatch):
     monkeypatch.setattr(sys.modules["segjax.commands.train"], "evaluate", lambda *_, **__: {})
     make_mesh = sharding.make_mesh
-    monkeypatch.setattr(sharding, "make_mesh", lambda *_: make_mesh(jax.devices()[:1]))
+    monkeypatch.setattr(sharding, "make_mesh", lambda *_, **__: make_mesh(jax.devices()[:1]))
 
 
 @pytest.fixture
