@@ -73,7 +73,7 @@ class Small(Recipe):
 
 # Forked from a process that has imported all this once, and has not begun to compute.
 _PROCESSES = multiprocessing.get_context("forkserver")
-_PROCESSES.set_forkserver_preload([Path(__file__).stem])
+_PROCESSES.set_forkserver_preload(["segjax.recipe", "segjax.models", "segjax.data.shapes"])
 
 
 def command(options: list[str], environment: dict[str, str], devices: int, told: Path) -> None:
@@ -112,7 +112,7 @@ class Killed:
             for again in (False, True):
                 if not again or rng.random() < 0.2:
                     time.sleep(again * rng.random() / 2)
-                    if process.exitcode is None:
+                    if process.pid and process.exitcode is None:
                         os.kill(process.pid, number)
 
     def end(self, within: float = LONG) -> tuple[list[int], str]:
@@ -122,7 +122,7 @@ class Killed:
         told = "".join(path.read_text() for path in self.told if path.exists())
         if any(process.exitcode is None for process in self.processes):
             raise TimeoutError(told)
-        return [process.exitcode for process in self.processes], told
+        return [process.exitcode or 0 for process in self.processes], told
 
     def moment(self) -> str:
         """What it is about."""
@@ -162,13 +162,13 @@ def _outcome(run: Path) -> tuple[np.ndarray, list[tuple[int, float, float]]]:
     return np.concatenate(leaves), scores
 
 
-def allowed(number: int, statuses: list[int]) -> bool:
+def allowed(number: int, statuses: list[int], told: str) -> bool:
     """Whether the processes ended as they should by this signal.
 
     By the signal itself only where Python had not yet come to listen.
     """
     ends = {0, -number, 128 + number} | ({75} if len(statuses) > 1 else set())
-    return set(statuses) <= ends and (len(statuses) == 1 or len(set(statuses) - {0}) <= 2)
+    return set(statuses) <= ends | ({1} if number == signal.SIGINT and not told else set())
 
 
 def main_(argv: list[str] | None = None) -> None:
@@ -210,10 +210,10 @@ def main_(argv: list[str] | None = None) -> None:
                         training.send(number, rng)
                     try:
                         statuses, told = training.end()
-                    except TimeoutError as told:
-                        faults.append(f"{signal.Signals(number).name}: has not ended: {told}")
+                    except TimeoutError as late:
+                        faults.append(f"{signal.Signals(number).name}: has not ended: {late}")
                         break
-                if not allowed(number, statuses) or "Check failure" in told:
+                if not allowed(number, statuses, told) or "Check failure" in told:
                     faults.append(f"{signal.Signals(number).name} {statuses}: {told[-2000:]}")
                     break
                 if not any(statuses):
