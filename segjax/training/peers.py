@@ -6,6 +6,7 @@ system closes it when a process dies, however it dies. Knows nothing of JAX.
 """
 
 import json
+import math
 import os
 import selectors
 import socket
@@ -98,42 +99,46 @@ class Peers:
             link.send(failed=told, status=status)
 
     def _watch(self) -> None:
-        last = time.monotonic()
+        beat, ended = time.monotonic(), math.inf
         with selectors.DefaultSelector() as selector:
             for link in self._links.values():
                 selector.register(link, selectors.EVENT_READ, link)
-            while self._links:
+            while self._links and time.monotonic() < ended + _GRACE:
                 for key, _ in selector.select(0.2):
-                    link = key.data
-                    messages = link.read()
-                    for message in messages or ():
-                        self._hear(link, message)
-                    if messages is None:
-                        selector.unregister(link)
-                        self._links.pop(link.process)
-                        if not link.done:
-                            self._lose(link, "has died")
+                    self._read(selector, key.data)
                 now = time.monotonic()
-                if now - last >= BEAT:
-                    last = now
+                if now - beat >= BEAT:
+                    beat = now
                     for link in self._links.values():
                         link.send()
                 for link in self._links.values():
                     if now - link.heard > SILENCE and not link.done:
                         self._lose(link, f"has not been heard of for {SILENCE:.0f} seconds")
-                if not self.process and self._done and all(x.done for x in self._links.values()):
-                    break
+                links = self._links.values()
+                if not self.process and self._done and all(x.done for x in links) and ended > now:
+                    ended = now
+                    for link in links:  # each of which closes then
+                        link.send(done=True)
             for link in self._links.values():
-                link.send(done=True)
+                link.close()
         self._finished.set()
+
+    def _read(self, selector: selectors.BaseSelector, link: _Link) -> None:
+        messages = link.read()
+        for message in messages or ():
+            self._hear(link, message)
+        if messages is None or (self.process and link.done):
+            selector.unregister(link)
+            self._links.pop(link.process).close()
+            if not link.done:
+                self._lose(link, "has died")
 
     def _hear(self, link: _Link, message: Mapping[str, Any]) -> None:
         if "done" in message:
-            link.done = True
-            if self.process:  # the first one says so when all are
-                self._links = {}
+            link.done = True  # the first one says so when all are
         elif "failed" in message:
-            self._end(message["failed"], message["status"], but=link, grace=_GRACE)
+            status = message["status"]
+            self._end(message["failed"], status, but=link, grace=0 if status == LOST else _GRACE)
 
     def _lose(self, link: _Link, how: str) -> None:
         who = _name(link.process, self.processes, link.host)
@@ -216,6 +221,7 @@ def _gather(
         except SegjaxError as error:
             for link in links.values():
                 link.send(failed=str(error), status=error.status)
+                link.close()
             raise
     # Another than the one where they meet, for JAX listens by itself.
     with _listener(0) as free:
@@ -290,9 +296,11 @@ def _reach(
         while selector.select(within + SILENCE):
             messages = link.read()
             if messages is None:
+                link.close()
                 break
             for message in messages:
                 if "failed" in message:
+                    link.close()
                     kind = Lost if message["status"] == LOST else SegjaxError
                     raise kind(message["failed"])
                 return Peers(process, processes, [link], (address[0], message["port"]))
@@ -307,13 +315,12 @@ def lasting(address: tuple[str, int]) -> int:
     """
     listener = socket.create_server(("127.0.0.1", 0))
 
-    def pump(source: socket.socket, into: socket.socket, *, close: bool) -> None:
+    def send(near: socket.socket, far: socket.socket) -> None:
+        while content := near.recv(1 << 16):
+            with suppress(OSError):  # of one that is gone, which JAX is not to learn
+                far.sendall(content)
         with suppress(OSError):
-            while content := source.recv(1 << 16):
-                into.sendall(content)
-        if close:
-            with suppress(OSError):
-                into.shutdown(socket.SHUT_WR)
+            far.shutdown(socket.SHUT_RDWR)
 
     def connect(near: socket.socket) -> None:
         while True:
@@ -323,8 +330,13 @@ def lasting(address: tuple[str, int]) -> int:
             except OSError:  # JAX is not listening yet; it gives up by a time of its own
                 time.sleep(0.1)
         far.settimeout(None)
-        threading.Thread(target=pump, args=(near, far), kwargs={"close": True}, daemon=True).start()
-        pump(far, near, close=False)
+        sending = threading.Thread(target=send, args=(near, far), daemon=True)
+        sending.start()
+        with near, far:
+            with suppress(OSError):
+                while content := far.recv(1 << 16):
+                    near.sendall(content)
+            sending.join()
 
     def accept() -> None:
         while True:
