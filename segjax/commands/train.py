@@ -18,6 +18,7 @@ from rich.progress import track
 
 import segjax
 from segjax.commands import disk
+from segjax.commands.checks import check_batch
 from segjax.commands.command import CompilationCount, interruption
 from segjax.commands.description import describe
 from segjax.commands.evaluate import batches_on_mesh, evaluate
@@ -55,6 +56,7 @@ def train(recipe: "Recipe", folder: Path, *, name: str, restart: bool = False) -
     """
     if restart and recipe.start_from and recipe.start_from.absolute() == folder.absolute():
         raise SegjaxError(f"{folder}: a run cannot be removed and be started from. Use another.")
+    check_batch(recipe)
     anew = restart or never_saved(folder)
     if anew and recipe.start_from is not None:
         load_step(Run(recipe.start_from), "best")  # raises, before the folder is made
