@@ -58,8 +58,8 @@ def check_fields(recipe: Any) -> None:
             refuse(name, _SIZE)
     if not all(map(_is_size, recipe.buckets)):
         refuse("buckets", f"{_SIZE}, for each")
-    rate: Any = recipe.learning_rate
-    if not (isinstance(rate, Real) and 0 <= rate <= _LARGEST):
+    rate = recipe.learning_rate
+    if not (isinstance(rate, Real) and 0 <= float(rate) <= _LARGEST):
         refuse("learning_rate", "a number of at least 0 that float32 has")
     for name, words in _WORDS.items():
         if getattr(recipe, name) not in words:
