@@ -25,6 +25,7 @@ from flax import linen as nn
 
 import segjax
 from segjax.commands.audit import audit_sources
+from segjax.commands.checks import check_fields
 from segjax.commands.command import command
 from segjax.commands.cost import cost
 from segjax.commands.description import file_of
@@ -159,6 +160,7 @@ class Recipe(abc.ABC):
     """Steps between lines of metrics.jsonl."""
 
     def __post_init__(self) -> None:
+        check_fields(self)
         self._choose_length()
         for name, least in {"seed": 0}.items() | dict.fromkeys(_COUNTS, 1).items():
             if (value := getattr(self, name)) < least:

@@ -1,15 +1,33 @@
 """What a verb makes sure of before it computes: its numbers, and where it writes."""
 
+import math
 import os
 from collections.abc import Iterable
+from numbers import Integral, Real
 from pathlib import Path
 from tempfile import TemporaryFile
-from typing import Any
+from typing import Any, NoReturn
 
+import jax
+import psutil
 from PIL import Image, PngImagePlugin
 
 from segjax.errors import SegjaxError
 
+_SIDE = 2**16  # pixels of a canvas
+_SIZE = f"height and width, whole numbers of 1 to {_SIDE:,}"
+_WHOLE = {  # fields of every recipe: the least and the greatest value
+    "steps": (0, 2**31 - 1),  # they are counted in 32 bits
+    "batch_size": (1, 2**24),
+    "channels": (1, 2**12),
+    "seed": (0, 2**32 - 1),
+    "workers": (1, 2**10),
+    "evaluate_every": (1, 2**63),
+    "log_every": (1, 2**63),
+}
+_LARGEST = 3.4e38  # of float32; NaN is not below it either
+_WORDS = {"compute": ("float32", "bfloat16"), "cache": ("no", "memory", "disk")}
+_BATCHES = 4  # that the host holds at a time
 _SOFTWARE = "segjax"  # what PNGs and TIFFs of results name as their maker
 _TIFF_SOFTWARE = 305  # the tag
 
@@ -19,6 +37,58 @@ def demand_counts(**options: int | None) -> None:
     for name, value in options.items():
         if value is not None and value < 1:
             raise SegjaxError(f"--{name.replace('_', '-')} is {value}; expected at least 1.")
+
+
+def check_fields(recipe: Any) -> None:
+    """Raise SegjaxError where a field that every recipe has is of no use, whatever the recipe."""
+
+    def refuse(name: str, expected: str) -> NoReturn:
+        raise SegjaxError(f"{name} is {getattr(recipe, name)!r}; expected {expected}.")
+
+    for name, (least, most) in _WHOLE.items():
+        value = getattr(recipe, name)
+        if not _is_whole(value):
+            refuse(name, "a whole number")
+        if value > most:
+            refuse(name, f"at most {most:,}")
+        if value < least:
+            refuse(name, f"at least {least}")
+    for name in ("canvas", "crop"):
+        if not _is_size(getattr(recipe, name)):
+            refuse(name, _SIZE)
+    if not all(map(_is_size, recipe.buckets)):
+        refuse("buckets", f"{_SIZE}, for each")
+    rate = recipe.learning_rate
+    if not (isinstance(rate, Real) and 0 <= float(rate) <= _LARGEST):
+        refuse("learning_rate", "a number of at least 0 that float32 has")
+    for name, words in _WORDS.items():
+        if getattr(recipe, name) not in words:
+            refuse(name, " or ".join(words))
+
+
+def check_batch(recipe: Any) -> None:
+    """Raise SegjaxError where the host has no memory for a few batches, as they are read ahead."""
+    need = _BATCHES * recipe.batch_size * math.prod(recipe.canvas) * (recipe.channels + 1)
+    room = psutil.virtual_memory().total * jax.process_count()
+    if need > room:
+        raise SegjaxError(
+            f"{_BATCHES} batches of {recipe.batch_size:,} pictures of "
+            f"{recipe.canvas[0]}×{recipe.canvas[1]} take {need / 2**30:,.0f} GiB as they are read "
+            f"ahead, more than the machine's {room / 2**30:,.0f}. Take a smaller batch_size or "
+            "canvas."
+        )
+
+
+def _is_whole(value: Any) -> bool:
+    return isinstance(value, Integral) and not isinstance(value, bool)
+
+
+def _is_size(value: Any) -> bool:
+    return (
+        isinstance(value, tuple | list)
+        and len(value) == 2
+        and all(_is_whole(side) and 1 <= side <= _SIDE for side in value)
+    )
 
 
 def check_outputs(

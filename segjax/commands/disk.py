@@ -8,7 +8,7 @@ from typing import Any
 
 import jax
 
-from segjax.commands.system_error import told
+from segjax.commands.system_error import chain, told
 from segjax.errors import SegjaxError
 from segjax.training.checkpoint import Checkpoints
 
@@ -25,11 +25,11 @@ def telling_what_is_kept(folder: Path) -> Iterator[None]:
     """Tell an error of the disk amid a training, and from where this can go on."""
     try:
         yield
-    except _NoRoom as error:
-        raise SegjaxError(f"{error} {kept(folder)}") from error
-    except SegjaxError:
-        raise
     except Exception as error:
+        for one in chain(error):  # what the end of the writer has raised upon it says less
+            if isinstance(one, SegjaxError):
+                more = f" {kept(folder)}" if isinstance(one, _NoRoom) else ""
+                raise SegjaxError(f"{one}{more}") from error
         if (line := told(error)) is None:
             raise
         raise SegjaxError(f"{line} {kept(folder)}") from error

@@ -132,8 +132,8 @@ def evaluate(
     found = evaluator.joined(from_all_processes(share))
     if not found.confusion.any():
         raise SegjaxError(
-            f"Every pixel of the {len(source)} pictures of {split} is 255 = ignore: nothing is "
-            "there to score. Correct the masks, or say with `values` what 255 means."
+            f"Every pixel of the {len(source)} pictures of {split} is 255 = ignore: there is "
+            "nothing to score. Correct the masks, or say with `values` what 255 means."
         )
     seen = _joined(from_all_processes(inspection.seen))
     if jax.process_index() == 0:

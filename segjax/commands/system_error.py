@@ -34,7 +34,7 @@ def told(error: BaseException) -> str | None:
 
     Also where a library has put its own around it: a group, a cause, or the system's text alone.
     """
-    for one in _all(error):
+    for one in chain(error):
         number, said, named = None, None, None
         if isinstance(one, OSError):
             number, said, named = one.errno, one.strerror, one.filename2 or one.filename
@@ -52,11 +52,11 @@ def told(error: BaseException) -> str | None:
     return None
 
 
-def _all(error: BaseException | None) -> Iterator[BaseException]:
+def chain(error: BaseException | None) -> Iterator[BaseException]:
     """The error, those that it is a group of, and those that it came of."""
     if error is None:
         return
     yield error
     for one in getattr(error, "exceptions", ()):
-        yield from _all(one)
-    yield from _all(error.__cause__ or error.__context__)
+        yield from chain(one)
+    yield from chain(error.__cause__ or error.__context__)

@@ -19,6 +19,7 @@ from rich.progress import track
 
 import segjax
 from segjax.commands import disk, speed
+from segjax.commands.checks import check_batch
 from segjax.commands.command import (
     CompilationCount,
     Interruption,
@@ -99,6 +100,7 @@ def _train(
 ) -> None:
     if restart and recipe.start_from and recipe.start_from.absolute() == folder.absolute():
         raise SegjaxError(f"{folder}: a run cannot be removed and be started from. Use another.")
+    check_batch(recipe)
     anew = restart or never_saved(folder)
     if anew and recipe.start_from is not None:
         load_step(Run(recipe.start_from), "best")  # raises, before the folder is made

@@ -7,10 +7,11 @@ from jax.typing import DTypeLike
 
 from segjax.models.geometry import Geometry
 from segjax.models.layers import Output, at_least_float32, resize
+from segjax.models.module import Module
 from segjax.models.vit import LayerNorm, ViT, conv_init, sharding_rules
 
 
-class _SETR(nn.Module):
+class _SETR(Module):
     """What the three have in common: the encoder's fields and the sizes they take."""
 
     num_classes: int
