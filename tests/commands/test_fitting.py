@@ -87,6 +87,12 @@ def test_where_none_fits_what_would_is_told(needs, room):
         fitting.fitted(Deep(data=Path(), memory="fit", batch_size=1), sharding.make_mesh())
 
 
+def test_of_a_network_without_remat_only_the_plain_way_is_tried(room):
+    room(1000)
+    with pytest.raises(SegjaxError, match=r"takes [\d.]+ .iB \(plain\) of memory"):
+        fitting.fitted(TinyRecipe(data=Path(), memory="fit"), sharding.make_mesh())
+
+
 def test_devices_that_share_the_host_share_its_memory(room):
     room(800)
     mesh = jax.make_mesh((8,), ("data",), (jax.sharding.AxisType.Auto,), devices=jax.devices())
