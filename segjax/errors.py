@@ -6,8 +6,11 @@ from typing import Any
 class SegjaxError(ValueError):
     """A user's mistake, told in full: what, expected, got, in which file, and what to do.
 
-    The commands print its text and exit with status 2; a library user catches it as a ValueError.
+    The commands print its text and exit with its status, 2; a library user catches it as a
+    ValueError.
     """
+
+    status = 2
 
 
 class SegjaxWarning(UserWarning):

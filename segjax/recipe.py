@@ -11,6 +11,7 @@ import math
 import re
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -24,6 +25,7 @@ from flax import linen as nn
 
 import segjax
 from segjax.commands.audit import audit_sources
+from segjax.commands.checks import check_fields
 from segjax.commands.command import command
 from segjax.commands.cost import cost
 from segjax.commands.description import file_of
@@ -36,7 +38,7 @@ from segjax.commands.train import train
 from segjax.data import augment, pipeline
 from segjax.data.augment import Example
 from segjax.errors import SegjaxError
-from segjax.training import Observer, losses, optimizers, sharding
+from segjax.training import Observer, losses, optimizers, processes
 
 Loss = Literal[
     "cross_entropy",
@@ -51,8 +53,10 @@ Loss = Literal[
     "bce_dice",
 ]
 Split = Literal["train", "val", "test"]
+Memory = Literal["plain", "remat", "fit"]
+OfNotFinite = Literal["stop", "skip"]
 _LENGTHS = {"steps": 0, "epochs": None}  # of a training, and what each is without the other
-_COUNTS = ("batch_size", "workers", "evaluate_every", "log_every")
+_COUNTS = ("batch_size", "accumulate", "model_axis", "workers", "evaluate_every", "log_every")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -111,6 +115,15 @@ class Recipe(abc.ABC):
     """The longest gradient, as a norm over all parameters, to which longer ones are shortened."""
     ema: float | None = None
     """Decay of a moving average of the weights, which is what is scored and used then: 0.999."""
+    accumulate: int = 1
+    """Parts in which each device takes its pictures of a step, one after the other, to save
+    memory: the same step, but for batch norm, whose statistics are of each part."""
+    memory: Memory = "plain"
+    """What is kept for the gradient: all; less, the rest being computed again; or all if it fits,
+    else less. The values are the same."""
+    not_finite: OfNotFinite = "stop"
+    """What a loss or gradient does that is not finite: end the training, its batch kept for a look;
+    or be left out, and counted."""
     channels: int = 3
     """Channels of a picture: 1 grey, 3 RGB, 4 RGBA."""
     normalise: augment.Normalise = field(default_factory=augment.Normalise)
@@ -121,6 +134,13 @@ class Recipe(abc.ABC):
     """A run whose weights to start from, where names and shapes agree: FCN-16s from a 32s run."""
     seed: int = 0
     """Of parameters, order, augmentation and dropout."""
+    data_axis: int | None = None
+    """Parts of the batch, each on devices of its own; by default as many as there are."""
+    model_axis: int = 1
+    """Devices that compute each part of the batch together, for shard "model"."""
+    shard: Literal["no", "data", "model"] = "no"
+    """What is split of parameters, optimiser and average: nothing, each over the devices of `data`
+    (FSDP) or over those of `model`. With "data", over those of `model` too, where there are any."""
     buckets: tuple[tuple[int, int], ...] = ()
     """Heights and widths to which held-out pictures are padded, each to the smallest that holds
     it, so that sizes may differ with few compilations; by default the canvas."""
@@ -140,6 +160,7 @@ class Recipe(abc.ABC):
     """Steps between lines of metrics.jsonl."""
 
     def __post_init__(self) -> None:
+        check_fields(self)
         self._choose_length()
         for name, least in {"seed": 0}.items() | dict.fromkeys(_COUNTS, 1).items():
             if (value := getattr(self, name)) < least:
@@ -149,16 +170,33 @@ class Recipe(abc.ABC):
                 f"losses is {self.losses!r}; expected a tuple of at least one of "
                 f"{', '.join(get_args(Loss))}."
             )
+        for name, kind in {"memory": Memory, "not_finite": OfNotFinite}.items():
+            among = get_args(kind)
+            if (value := getattr(self, name)) not in among:
+                raise SegjaxError(f"{name} is {value!r}; expected one of {', '.join(among)}.")
         for name, fits, expected in (
             ("epochs", lambda x: 0 < x < math.inf, "a number above 0"),
             ("weight_decay", lambda x: 0 <= x < math.inf, "a number of at least 0"),
             ("clip", lambda x: x > 0, "a length above 0"),
             ("ema", lambda x: 0 < x < 1, "a decay between 0 and 1, such as 0.999"),
             ("patience", lambda x: x >= 1, "at least 1 evaluation"),
+            ("data_axis", lambda x: x >= 1, "at least 1 part of the batch"),
         ):
             value = getattr(self, name)
             if value is not None and not fits(value):
                 raise SegjaxError(f"{name} is {value}; expected {expected}.")
+        if self.shard not in ("no", "data", "model"):
+            raise SegjaxError(f"shard is {self.shard!r}; expected no, data or model.")
+        if (self.model_axis == 1) and self.shard == "model":
+            raise SegjaxError(
+                "shard is model, but model_axis is 1, over which nothing is split: set model_axis "
+                "to 2 or more, or shard to data or no."
+            )
+        if self.model_axis > 1 and self.shard == "no":
+            raise SegjaxError(
+                f"model_axis is {self.model_axis}, but shard is no, so its devices would all "
+                "compute the same: set shard to model or data, or model_axis to 1."
+            )
 
     def _choose_length(self) -> None:
         """Keep steps or epochs: what is given outright or, where neither is, the class's own."""
@@ -312,8 +350,10 @@ def main(recipe: type[Recipe], argv: Sequence[str] | None = None) -> None:
         run: Path = home,
         distributed: bool = False,
         fork: Path | None = None,
+        wait: int = 120,
         restart: bool = False,
         yes: bool = False,
+        profile: int = 0,
     ) -> None:
         """Train, or go on with the run in the folder; then evaluate.
 
@@ -321,23 +361,35 @@ def main(recipe: type[Recipe], argv: Sequence[str] | None = None) -> None:
             run: The run folder.
             distributed: Join the other processes of a cluster; each runs this same command.
             fork: Another run, from whose whole state a new one begins: parameters, optimiser, step.
+            wait: Seconds that --distributed waits for the other processes to start.
             restart: Remove the run in the folder, after a question, and start over.
             yes: Do not ask.
+            profile: Trace so many steps, after the first few, into the folder profile of the run.
         """
-        if distributed:
-            sharding.join_cluster()
-        with locked(run):
+        with processes.join_cluster(within=wait) if distributed else nullcontext(), locked(run):
             restart = restart and may_clear(run, yes=yes)
-            train(recipe, run, name=name, restart=restart, origin=fork)
+            train(recipe, run, name=name, restart=restart, origin=fork, profile=profile)
 
-    def cost_(recipe: without_data, *, run: Path = home) -> None:
-        """Compile the training step without data; print parameters, FLOPs, memory, compile time.
+    def cost_(
+        recipe: without_data,
+        *,
+        run: Path = home,
+        topology: str | None = None,
+        gpu: str | None = None,
+        devices: int | None = None,
+        reckon: bool = False,
+    ) -> None:
+        """Tell what a training step takes, without data: memory, FLOPs, traffic, time at least.
 
         Args:
             run: Not read: what counts are the fields given here.
+            topology: Compile for a TPU slice that is not here: v5e:4x4, v4:2x2x4, v5p:…, v6e:….
+            gpu: Reckon for a GPU that is not here, by its data sheet: h100, a100, l4, rtx4090, ….
+            devices: How many such GPUs; without --gpu, CPU devices to make and compile for.
+            reckon: Compile nothing: an answer in seconds.
         """
         jax.config.update("jax_enable_compilation_cache", False)  # it would hide the time
-        cost(recipe)
+        cost(recipe, topology=topology, gpu=gpu, count=devices, reckoned=reckon)
 
     def show_augment_(recipe: given, *, out: Path = Path(f"{name}_augment.png")) -> None:
         """Draw a few training pictures, each beside some augmentations of it, labels laid over.

@@ -111,7 +111,8 @@ class Segmenter:
 
         def label(images: Any) -> np.ndarray:
             size = images.shape[1:3]
-            if self.holds(size, views=views):
+            in_parts = tile is not None and self.by_strips(size, tile=tile, views=views)
+            if self.holds(size, views=views) and not in_parts:
                 return self.labels_of(self.logits(images, **ways))
             return np.stack([by_strips(partial(_rows, image), size) for image in images])
 
@@ -231,12 +232,24 @@ class Segmenter:
         Raises:
             SegjaxError: `tile` is too small for the network.
         """
-        if not tile:
+        if tile is None:
             dtype = np.float32 if self.ranges else np.uint8
             compiled = self._compiled((1, *size, self.channels), np.dtype(dtype))
             if compiled and memory.fits(compiled):
                 return None
-        return tiles.plan(self.model, size, tile or self._side)
+        return tiles.plan(self.model, size, self._side(tile))
+
+    def by_strips(
+        self, size: tuple[int, int], *, tile: int | None = None, views: Sequence[View] = ()
+    ) -> bool:
+        """Whether `strips` gives just the labels of all `logits` by tiles, for less memory."""
+        if not views:
+            return True
+        try:
+            plan = self.plan_strips(size, tile=tile, views=views)
+        except SegjaxError:  # the tile is too small for what the views see around it, or none tells
+            return False
+        return plan.exact and not plan.inexact
 
     def plan_strips(
         self, size: tuple[int, int], *, tile: int | None = None, views: Sequence[View] = ()
@@ -261,7 +274,7 @@ class Segmenter:
                     "`exact` as its View has them."
                 )
             geometry, exact = view.around(geometry), exact and view.exact
-        plan = tiles.plan(SimpleNamespace(geometry=geometry), size, tile or self._side)
+        plan = tiles.plan(SimpleNamespace(geometry=geometry), size, self._side(tile))
         return plan._replace(inexact=_INEXACT) if plan.exact and not exact else plan
 
     def read(self, picture: Picture, page: int | None = None) -> np.ndarray:
@@ -311,7 +324,7 @@ class Segmenter:
         return one(pictures)
 
     def _logits(self, images: Any, *, tile: int | None, gaussian: bool) -> Any:
-        if not tile:
+        if tile is None:
             compiled = self._compiled(images.shape, images.dtype)
             try:
                 if compiled and memory.fits(compiled):
@@ -319,16 +332,17 @@ class Segmenter:
             except jax.errors.JaxRuntimeError as error:
                 if not memory.exhausted(error):
                     raise
-        return self._by_tiles(tile or self._side, gaussian)(self._on_device, images)
+        return self._by_tiles(self._side(tile), gaussian)(self._on_device, images)
 
     def _complete(self, side: int) -> int:
         """The next side from which the network takes every pixel, and gives one for each."""
         geometry = self.model.geometry
         return geometry.fit(side) - 2 * max(geometry.margin, 0)
 
-    @property
-    def _side(self) -> int:
-        return self.window if self.model.geometry.context is None else _TILE
+    def _side(self, tile: int | None) -> int:
+        """Of tiles: what is asked for, else the network's own."""
+        own = self.window if self.model.geometry.context is None else _TILE
+        return own if tile is None else tile
 
     @cached_property
     def _on_device(self) -> Any:

@@ -45,7 +45,7 @@ def trained(tmp_path_factory):
 
     make_mesh = sharding.make_mesh
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sharding, "make_mesh", lambda *_: make_mesh(jax.devices()[:1]))
+        patch.setattr(sharding, "make_mesh", lambda *_, **__: make_mesh(jax.devices()[:1]))
         patch.setattr(jax, "local_device_count", lambda: 1)
         home = make_data(tmp_path_factory.mktemp("tiny"))
         options = ["--data", str(home), "--run", str(home / "run"), "--skip-broken"]

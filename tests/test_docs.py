@@ -173,8 +173,13 @@ def check(words, written, monkeypatch):
             assert extras and set((extras[1] or "").split(",")) <= {"", *known_extras()}
         case ["srun", *started]:
             check(started, written, monkeypatch)
-        case ["sbatch", script]:
-            assert script in written
+        case ["sbatch" | "bash", script, *started]:  # of experiments/cluster
+            assert (ROOT / script).is_file()
+            check(
+                ["python", started[0], "train", "--distributed", *started[1:]], written, monkeypatch
+            )
+        case ["kubectl", "apply", "-f", manifest]:
+            assert (ROOT / manifest).is_file()
         case ["segjax", *argv] | ["python", "-m", "segjax", *argv]:
             with monkeypatch.context() as patch:
                 if not is_cheap(argv):

@@ -38,11 +38,14 @@ SHELVES = shelves() | {name: set() for name in EVERYWHERE}
 # Within these packages modules are leaves, but for what is named.
 LEAVES = {
     "segjax.training": {
+        "segjax.training.cost": {"segjax.training.devices"},
+        "segjax.training.train": {"segjax.training.accumulation"},
         "segjax.training.losses": {
             f"segjax.training.losses.{name}" for name in ("pixels", "regions")
         },
         "segjax.training.losses.pixels": {"segjax.training.losses.masked"},
         "segjax.training.losses.regions": {"segjax.training.losses.masked"},
+        "segjax.training.processes": {"segjax.training.peers"},
     },
     "segjax.inference": {
         "segjax.inference.predict": {"segjax.inference.tiles"},

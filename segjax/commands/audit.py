@@ -15,6 +15,7 @@ import rich
 import tyro
 from rich.progress import track
 
+from segjax.commands.checks import make_folder
 from segjax.commands.run import Run, write_whole
 from segjax.commands.trained import held_out
 from segjax.data import audit as auditing
@@ -181,6 +182,7 @@ def audit_sources(
         where: what the page says was audited.
         as_options: advice is told in options of the command line, not in arguments of Python.
     """
+    make_folder(out)  # before all is read
     sources = {split: _lenient(bare(source)) for split, source in sources.items()}
     found = auditing.audit(sources, track)
     if as_options:
@@ -201,7 +203,6 @@ def audit_sources(
         palette=next(iter(sources.values())).palette,
         class_weights=weights,
     )
-    out.mkdir(parents=True, exist_ok=True)
     write_whole(out / "audit.json", audit_page.as_json(found, weights))
     write_whole(out / "audit.html", page)
     print(f"\nLook at {out / 'audit.html'}; audit.json beside it lists all.")

@@ -11,15 +11,15 @@ import sys
 import threading
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import tyro
 
+from segjax.commands.system_error import told
 from segjax.errors import SegjaxError, SegjaxWarning
 
-_ADVICE = "Correct the path or its permissions, remove what is in its place, or free the disk."
 _SHOW_CURSOR = b"\033[?25h"  # a progress bar has hidden it
 
 
@@ -41,30 +41,90 @@ class CompilationCount:
         return f"{programs} compiled, {self.hits} taken from the cache"
 
 
-@contextmanager
-def interruption() -> Iterator[Callable[[], int]]:
-    """Ctrl-C or SIGTERM asks to stop after the step, and is told so; a second one ends at once.
+class Interruption:
+    """A request to stop, by Ctrl-C, SIGTERM, SIGHUP, SIGUSR1 or SIGUSR2; of `interruption`.
 
-    Gives a function: the signal's number once it came, 0 before. Only for a lone process: those of
-    a cluster would have to stop after the same step.
+    Attributes:
+        ending: whether the loop has ended for it and only saving is left, which a second one does
+            not break off.
+        finish: what waits for a save that is running, called before a second one ends all.
     """
-    import jax
 
-    numbers = (signal.SIGINT, signal.SIGTERM) if jax.process_count() == 1 else ()
-    asked: list[int] = []
+    def __init__(self) -> None:
+        self.ending = False
+        self.finish: Callable[[], object] = lambda: None
+        self._asked: list[int] = []
+        self._politely = False
+
+    def __call__(self) -> int:
+        """The signal's number once it came, 0 before."""
+        return self._asked[0] if self._asked else 0
+
+    @contextmanager
+    def politely(self) -> Iterator[None]:
+        """Raises nothing for a signal here: who loops asks whether there was one.
+
+        Raises:
+            KeyboardInterrupt: at the end, of a signal for which nobody has stopped.
+        """
+        self._politely = True
+        try:
+            yield
+        finally:
+            self._politely, self.finish = False, lambda: None
+        if self._asked:
+            raise KeyboardInterrupt(self._asked[0])
+
+    def _handle(self, number: int, _: object) -> None:
+        """In the main thread, once it is back from XLA."""
+        self._asked.append(number)
+        if not self._politely:
+            raise KeyboardInterrupt(number)
+
+    def _hear(self, number: int, heard: int) -> None:
+        """In a thread of its own, at once."""
+        if heard == 1:
+            after = " after this step" if self._politely else ""
+            _write(f"\nstopping{after} (again: at once)\n")
+        elif heard == 2 and self.ending:
+            _write("saving the last step (again: at once)\n")
+        elif heard == 2:
+            threading.Thread(target=self._end, args=(number, self.finish), daemon=True).start()
+        else:
+            self._end(number)
+
+    def _end(self, number: int, finish: Callable[[], object] = lambda: None) -> None:
+        # No exception, of which each library's threads would make something of their own.
+        try:
+            finish()
+        finally:
+            os.write(2, _SHOW_CURSOR if sys.stderr.isatty() else b"")
+            os._exit(128 + number)
+
+
+def _write(text: str) -> None:
+    with suppress(OSError):  # of a terminal that was closed, which is a reason to be here
+        os.write(2, text.encode())
+
+
+@contextmanager
+def interruption() -> Iterator[Interruption]:
+    """A signal asks to stop and is told so; a second one ends at once, but for a running save.
+
+    Where nobody asks for it (`Interruption.politely`) it is a KeyboardInterrupt of its number.
+    """
+    names = ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1", "SIGUSR2")  # Windows lacks most
+    numbers = {getattr(signal, name) for name in names if hasattr(signal, name)}
+    if signal.getsignal(getattr(signal, "SIGHUP", signal.SIGINT)) == signal.SIG_IGN:
+        numbers -= {signal.SIGHUP}  # by nohup
+    interrupted = Interruption()
 
     def listen() -> None:
         heard = 0
         while number := listener.recv(1)[0]:
-            if number not in numbers:
-                continue
-            heard += 1
-            if heard == 1:
-                os.write(2, b"\nstopping after this step (again: at once)\n")
-            else:
-                # No exception, of which each library's threads would make something of their own.
-                os.write(2, _SHOW_CURSOR if sys.stderr.isatty() else b"")
-                os._exit(128 + number)
+            if number in numbers:
+                heard += 1
+                interrupted._hear(number, heard)
 
     # Python's own handlers wait until the main thread is back from XLA, which may take minutes;
     # the system writes to this socket at once, and a thread reads.
@@ -72,19 +132,53 @@ def interruption() -> Iterator[Callable[[], int]]:
     wakeup.setblocking(False)
     thread = threading.Thread(target=listen, daemon=True)
     thread.start()
-    fd = signal.set_wakeup_fd(wakeup.fileno()) if numbers else -1
-    before = {number: signal.signal(number, lambda n, _: asked.append(n)) for number in numbers}
+    fd = signal.set_wakeup_fd(wakeup.fileno())
+    before = {number: signal.signal(number, interrupted._handle) for number in numbers}
     try:
-        yield lambda: asked[0] if asked else 0
+        yield interrupted
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-        if numbers:
-            signal.set_wakeup_fd(fd)
+        signal.set_wakeup_fd(fd)
         wakeup.send(b"\0")
         thread.join()
         listener.close()
         wakeup.close()
+
+
+class _Lasting(io.FileIO):
+    """Output whose reader may go, as `head` or a terminal: what is written then goes nowhere."""
+
+    def write(self, content: Any) -> int:
+        try:
+            return super().write(content)
+        except OSError as error:
+            if error.errno not in (errno.EPIPE, errno.EIO):
+                raise
+            nowhere = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(nowhere, self.fileno())
+            os.close(nowhere)
+            _write("The output is read by nobody any more; the command goes on.\n")
+            return super().write(content)
+
+
+def keep_on_without_readers() -> None:
+    """From now on a closed output ends nothing: `| head`, or a terminal that is closed."""
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if stream is not getattr(sys, f"__{name}__") or not isinstance(stream, io.TextIOWrapper):
+            continue  # somebody's own, as a test's
+        stream.flush()
+        raw = _Lasting(stream.fileno(), "wb", closefd=False)
+        lasting = io.TextIOWrapper(
+            # Python -u writes at once.
+            raw if stream.write_through else io.BufferedWriter(raw),  # type: ignore[arg-type]
+            encoding=stream.encoding,
+            errors=stream.errors,
+            line_buffering=stream.line_buffering,
+            write_through=stream.write_through,
+        )
+        setattr(sys, name, lasting)
 
 
 def command(
@@ -111,19 +205,18 @@ def command(
         )
     except SegjaxError as error:
         print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+        sys.exit(error.status)
     except BrokenPipeError:  # of `| head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # or Python tells it again as it ends
         sys.exit(141)  # 128 + SIGPIPE, which Windows lacks
-    except OSError as error:
-        if error.filename is None and error.errno != errno.ENOSPC:
+    except Exception as error:
+        if (line := told(error)) is None:
             raise
-        where = error.filename2 or error.filename or "the disk"
-        print(f"error: {where}: {error.strerror}. {_ADVICE}", file=sys.stderr)
+        print(f"error: {line}", file=sys.stderr)
         sys.exit(2)
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as error:
         print("Interrupted.", file=sys.stderr)
-        sys.exit(128 + signal.SIGINT)
+        sys.exit(128 + (error.args[0] if error.args else signal.SIGINT))
 
 
 def run_script(script: Path, arguments: Sequence[str]) -> None:

@@ -15,6 +15,7 @@ import rich
 import tyro
 from jax.sharding import Mesh
 
+from segjax.commands.checks import check_outputs, demand_counts, files_of, make_folder
 from segjax.commands.run import HeldOut, Run, write_whole
 from segjax.commands.trained import Which, held_out, load_step
 from segjax.data import pipeline
@@ -27,10 +28,12 @@ from segjax.inference import tiles
 from segjax.inference.predict import make_predict, make_tiled_predict
 from segjax.inference.views import compose, parse
 from segjax.training import sharding
+from segjax.training.processes import from_all_processes
 from segjax.training.train import Batch
 
 Labels = Callable[[np.ndarray], np.ndarray]  # picture (H, W, C) -> label (H, W)
 SHEET_ROWS = 6  # pictures on a preview sheet
+_FILES = ("scores.md", "scores.json", "pictures.csv", "reliability.png", "curves.png")
 WORST = 5  # pictures that scores.md names
 
 
@@ -67,8 +70,16 @@ def evaluate(
     Raises:
         SegjaxError: there is no such run, or its data cannot be read.
     """
+    demand_counts(tile=tile, batch_size=batch_size)
     stored = Run(run)
     source = held_out(stored, data, split)
+    where = out or run / ("report" if split == "val" else f"report/{split}")
+    inputs = files_of(source)
+    overlays = {f"overlays/{path.stem}.png" for path in inputs}
+    names = (*_FILES, "preview.png", *overlays)
+    check_outputs(((where / name, f"the {split} data") for name in names), inputs)
+    if jax.process_index() == 0:
+        make_folder(where)  # before it computes
     if (given := tuple(source.classes)) != (named := stored.rebuild("classes")):
         raise SegjaxError(
             f"{run / 'recipe.json'}: its source has the classes {', '.join(given)}, the run "
@@ -118,8 +129,13 @@ def evaluate(
     share = evaluator.evaluate(
         compose(parse(views), on_mesh), batches, num_classes=len(source.classes), inspect=inspection
     )
-    found = evaluator.joined(sharding.from_all_processes(share))
-    seen = _joined(sharding.from_all_processes(inspection.seen))
+    found = evaluator.joined(from_all_processes(share))
+    if not found.confusion.any():
+        raise SegjaxError(
+            f"Every pixel of the {len(source)} pictures of {split} is 255 = ignore: there is "
+            "nothing to score. Correct the masks, or say with `values` what 255 means."
+        )
+    seen = _joined(from_all_processes(inspection.seen))
     if jax.process_index() == 0:
         rate = processes * inspection.rate(1 if tile else batch_size // processes)
         devices = mesh.size * processes if tile else mesh.size
@@ -127,7 +143,6 @@ def evaluate(
             "pictures_per_second": rate,
             "device": f"{devices} × {mesh.devices.flat[0].device_kind}",
         }
-        where = out or run / ("report" if split == "val" else f"report/{split}")
         _write_report(stored, where, split, source, step, found, seen, throughput)
     return found.scores()
 
@@ -142,13 +157,14 @@ def batches_on_mesh(
     note: Callable[[int, dict[str, Any]], None] | None = None,
 ) -> Iterator[Batch]:
     """All of a source once, for `evaluator.evaluate`, each process reading its share."""
+    share, shares = sharding.share(mesh)
     batches = pipeline.evaluation_batches(
         source,
         batch_size=batch_size,
         canvases=canvases,
         threads=workers,
-        process=jax.process_index(),
-        processes=jax.process_count(),
+        process=share,
+        processes=shares,
         note=note,
     )
     return sharding.prefetch(batches, mesh)

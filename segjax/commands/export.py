@@ -12,11 +12,14 @@ import tyro
 
 import segjax
 from segjax.commands import exported, load_exported
+from segjax.commands.checks import make_folder
 from segjax.commands.run import Run, read_json, write_whole
 from segjax.commands.trained import Which, load_step
+from segjax.errors import SegjaxError
 from segjax.inference.export import export_labels, flat
 from segjax.segmenter import Segmenter
 
+_BY = "exported by segjax"  # tells our model cards
 _TO_FILL = "*to be filled in*"
 
 
@@ -47,6 +50,14 @@ def export(
         SegjaxError: there is no such run, or its network cannot be exported.
     """
     stored = Run(run)
+    out = out or run / "export"
+    card = out / exported.CARD
+    if card.exists() and _BY not in card.read_text(encoding="utf-8", errors="replace"):
+        raise SegjaxError(
+            f"{card}: is there, and is no model card of segjax, which would be written over it. "
+            "Name another folder with --out."
+        )
+    make_folder(out)  # before it computes
     step, trained = load_step(stored, checkpoint)
     dtype = np.dtype(np.float32 if trained.ranges else np.uint8)
     made = export_labels(
@@ -58,8 +69,6 @@ def export(
         threshold=trained.threshold,
         size=size,
     )
-    out = out or run / "export"
-    out.mkdir(parents=True, exist_ok=True)
     (out / exported.LABELS).write_bytes(made.serialize())
     exported.save(out / exported.WEIGHTS, trained)
     shutil.copyfile(load_exported.__file__, out / exported.LOADER)
@@ -67,7 +76,7 @@ def export(
     names = (exported.LABELS, exported.WEIGHTS, exported.LOADER)
     hashes = {name: _sha256(out / name) for name in names}
     scores = _scores(run / "report" / "scores.json", step)
-    card = model_card(
+    text = model_card(
         trained,
         name=run.resolve().name,
         step=step,
@@ -80,7 +89,7 @@ def export(
         data=data,
         use=use,
     )
-    write_whole(out / exported.CARD, card)
+    write_whole(card, text)
     for name in (*names, exported.CARD):
         print(f"{out / name}  {(out / name).stat().st_size:,} bytes")
     print(
@@ -159,7 +168,7 @@ def model_card(
         f"Semantic segmentation into {len(trained.classes)} classes: "
         f"{', '.join(map(_plain, trained.classes))}. A {type(trained.model).__name__} of "
         f"{_count(trained):,} parameters, trained by the recipe `{_plain(recipe)}`, step {step}, "
-        f"exported by segjax {segjax.__version__} with JAX {jax.__version__}.",
+        f"{_BY} {segjax.__version__} with JAX {jax.__version__}.",
         "",
         f"**Licence:** {_plain(licence) or _TO_FILL}",
         "",

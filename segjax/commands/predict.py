@@ -1,5 +1,6 @@
 """The verb that labels pictures by a run."""
 
+import errno
 import glob
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
@@ -12,6 +13,7 @@ import numpy as np
 import tyro
 from PIL import Image
 
+from segjax.commands.checks import check_outputs, demand_counts, make_folder, save_png
 from segjax.commands.strips import fingerprint, in_bytes, label_by_strips, told
 from segjax.commands.trained import Which, load
 from segjax.data.pictures import shown
@@ -22,6 +24,8 @@ from segjax.evaluation import visualise
 from segjax.inference.views import With, parse
 from segjax.segmenter import Segmenter
 
+_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EROFS}  # what is true of the next file too
+
 
 class _Picture(NamedTuple):
     """One to label: a file, its page where it has several, and the name of what is written."""
@@ -29,6 +33,24 @@ class _Picture(NamedTuple):
     path: Path
     page: int | None
     name: str
+
+
+class _Job(NamedTuple):
+    """A picture, and what its header tells of it before it is read.
+
+    tags: its georeference.  whole: whether the memory holds it with its results.
+    """
+
+    picture: _Picture
+    size: tuple[int, int]
+    tags: Sequence[Any]
+    whole: bool
+
+    def files(self, out: Path, *, probabilities: bool) -> list[Path]:
+        """What is written of it, the label first."""
+        label = ".png" if self.whole and not self.tags else ".tif"
+        ends = [label, "_overlay.png", *(["_probabilities.tif"] if probabilities else [])]
+        return [out / f"{self.picture.name}{end}" for end in ends]
 
 
 class _Ways(NamedTuple):
@@ -84,6 +106,7 @@ def predict(
             f"{runs[0]}: a run folder, where pictures are expected. The run comes first, then the "
             f"pictures: {runs[0]} {run}"
         )
+    demand_counts(tile=tile)
     seen = parse(views)
     trained = load(run, checkpoint)
     others = [load(other, checkpoint) for other in with_]
@@ -96,23 +119,38 @@ def predict(
         cog=cog,
         identity={**identity, "gaussian": gaussian},
     )
-    out = out or run / "predictions"
+    where = out or run / "predictions"
     with _any_size():
         pictures, unread = _pictures(_files(images), trained)
-    _check_names(pictures, out, probabilities=probabilities)
-    total = len(pictures) + len(unread)
-    for picture in pictures:
+        jobs, unopened = _planned(pictures, trained, ways)
+    unread += unopened
+    check_outputs(
+        (
+            (file, job.picture.path)
+            for job in jobs
+            for file in job.files(where, probabilities=probabilities)
+        ),
+        [picture.path for picture in pictures],
+        replace=out is None,
+    )
+    make_folder(where)
+    total, done = len(jobs) + len(unread), 0
+    for job in jobs:
         try:
             with _any_size():
-                written = _label(trained, picture, out, ways)
+                written = _label(trained, job, where, ways)
         except SegjaxError as error:
             unread.append(str(error))
         except OSError as error:  # a name that is too long there, a full disk
-            unread.append(f"{out / picture.name}: cannot be written: {error.strerror or error}.")
+            file = where / job.picture.name
+            unread.append(f"{file}: cannot be written: {error.strerror or error}.")
+            if error.errno in _FULL:  # and so would all others be in vain
+                unread.append("Make room, or name another folder with --out; stopped here.")
+                break
         else:
+            done += 1
             print(written[0], *(file.name for file in written[1:]), sep="  ")
     if unread:
-        done = total - len(unread)
         if total > 1:
             unread.append(
                 f"The other {done} of {total} {'is' if done == 1 else 'are'} done."
@@ -209,54 +247,47 @@ def _pages(path: Path, trained: Segmenter) -> list[int]:
     return pages
 
 
-def _check_names(pictures: Iterable[_Picture], out: Path, *, probabilities: bool) -> None:
-    """Raise SegjaxError where two pictures would be written to one file."""
-    written: dict[str, Path] = {}
-    for path, _, name in pictures:
-        more = [f"{name}_probabilities.tif"] if probabilities else []
-        for file in (f"{name}.png", f"{name}.tif", f"{name}_overlay.png", *more):
-            if file in written:
-                raise SegjaxError(
-                    f"Several pictures would be written to {out / file}: {written[file]} and "
-                    f"{path}. Predict them into different folders with --out."
-                )
-            written[file] = path
+def _planned(
+    pictures: Iterable[_Picture], trained: Segmenter, ways: _Ways
+) -> tuple[list[_Job], list[str]]:
+    """What is to do of each picture, and what is wrong with those whose header cannot be read."""
+    jobs, unread = [], []
+    for picture in pictures:
+        path, page, _ = picture
+        try:
+            size = size_of(path, trained.channels, trained.ranges, page)
+            tags = georeference(path, page)
+        except SegjaxError as error:
+            unread.append(str(error))
+            continue
+        jobs.append(_Job(picture, size, tags, trained.holds(size, views=ways.views)))
+    return jobs, unread
 
 
-def _label(trained: Segmenter, picture: _Picture, out: Path, ways: _Ways) -> list[Path]:
+def _label(trained: Segmenter, job: _Job, out: Path, ways: _Ways) -> list[Path]:
     """Label a picture at once, by tiles, or strip by strip, and tell how; the files written."""
-    path, page, name = picture
-    height, width = size_of(path, trained.channels, trained.ranges, page)
-    tags = georeference(path, page)
-    whole = trained.holds((height, width), views=ways.views)
-    label = out / f"{name}{'.png' if whole and not tags else '.tif'}"
-    if label.exists() and label.samefile(path):
-        raise SegjaxError(
-            f"{path}: its label would be written over it. Name another folder with --out."
-        )
-    if not whole:
-        print(f"{path}: {height}×{width} pixels, so strip by strip, into a TIFF.")
-        written = _by_strips(trained, picture, out, ways, tags)
+    path, page, _ = job.picture
+    files = job.files(out, probabilities=ways.probabilities)
+    if not job.whole:
+        print(f"{path}: {job.size[0]}×{job.size[1]} pixels, so strip by strip, into a TIFF.")
+        _by_strips(trained, job, out, ways)
     else:
         image = trained.read(path, page)
         labels, shares = _whole(trained, path, image, ways)
-        out.mkdir(parents=True, exist_ok=True)
-        written = _write(trained, image, labels, shares, out / name, tags)
+        _write(trained, image, labels, shares, files, job.tags)
     if ways.cog:
-        for file in written:
+        for file in files:
             if file.suffix == ".tif":
                 cloud_optimised(file)
-    return written
+    return files
 
 
-def _by_strips(
-    trained: Segmenter, picture: _Picture, out: Path, ways: _Ways, tags: Sequence[Any]
-) -> list[Path]:
-    path, page, name = picture
+def _by_strips(trained: Segmenter, job: _Job, out: Path, ways: _Ways) -> None:
+    path, page, name = job.picture
     file = path.stat()
     identity = {"picture": ascii(path.resolve()), "bytes": file.st_size, "time": file.st_mtime_ns}
     with open_rows(path, trained.channels, trained.ranges, page) as rows:
-        return label_by_strips(
+        label_by_strips(
             trained,
             rows,
             out / name,
@@ -265,7 +296,7 @@ def _by_strips(
             gaussian=ways.gaussian,
             views=ways.views,
             probabilities=ways.probabilities,
-            tags=tags,
+            tags=job.tags,
         )
 
 
@@ -278,10 +309,26 @@ def _whole(
         if not ways.tile:
             print(f"{path}: {height}×{width} pixels at once do not fit the memory; so by tiles.")
         print(plan)
-    logits = trained.logits(image[None], tile=ways.tile, gaussian=ways.gaussian, views=ways.views)[
-        0
-    ]
-    return trained.labels_of(logits), in_bytes(logits) if ways.probabilities else None
+    of = partial(in_bytes, trained, probabilities=ways.probabilities)
+    if plan and trained.by_strips((height, width), tile=ways.tile, views=ways.views):
+        # Of logits there is a strip at a time then: of a large picture they take gigabytes.
+        strips = trained.strips(
+            partial(_rows, image),
+            (height, width),
+            of=of,
+            tile=ways.tile,
+            gaussian=ways.gaussian,
+            views=ways.views,
+        )
+        found = np.concatenate([strip for _, strip in strips])
+    else:
+        ways_: Any = {"tile": ways.tile, "gaussian": ways.gaussian, "views": ways.views}
+        found = of(trained.logits(image[None], **ways_)[0])
+    return found[..., 0], found[..., 1:] if ways.probabilities else None
+
+
+def _rows(image: np.ndarray, first: int, last: int) -> np.ndarray:
+    return image[first:last]
 
 
 def _write(
@@ -289,22 +336,18 @@ def _write(
     image: np.ndarray,
     labels: np.ndarray,
     shares: np.ndarray | None,
-    target: Path,
+    files: Sequence[Path],
     tags: Sequence[Any],
-) -> list[Path]:
+) -> None:
     """Label, overlay and probabilities of a picture that fits; a TIFF where it has a place."""
     classes, palette = trained.classes, trained.palette
-    suffix = ".tif" if tags else ".png"
-    files = [target.with_name(target.name + end) for end in (suffix, "_overlay.png")]
     described: Any = {"description": told(classes), "tags": tags}
     if tags:
         write_tiff(files[0], lambda a, z: labels[a:z], labels.shape, palette=palette, **described)
     else:
-        visualise.save_mask(files[0], labels, palette)
+        save_png(visualise.mask(labels, palette), files[0])
     overlay = visualise.overlay(image, labels, palette)
-    visualise.with_legend(overlay, labels, classes, palette).save(files[1])
+    save_png(visualise.with_legend(overlay, labels, classes, palette), files[1])
     if shares is not None:
-        files.append(target.with_name(f"{target.name}_probabilities.tif"))
         bands = len(classes)
         write_tiff(files[2], lambda a, z: shares[a:z], labels.shape, bands=bands, **described)
-    return files

@@ -11,6 +11,7 @@ import numpy as np
 import tyro
 from numpy.typing import NDArray
 
+from segjax.commands.checks import make_folder
 from segjax.commands.run import HeldOut, Run, read_json, write_whole
 from segjax.commands.trained import Which, held_out, load_step
 from segjax.data.audit import evenly
@@ -60,14 +61,14 @@ def report(
                 f"{run.folder} has the classes {', '.join(result.classes)}, {stored[0].folder} "
                 f"{', '.join(found[0].classes)}. Report on runs of one data set."
             )
+    out = out or (_where(runs[0], split) if len(runs) == 1 else Path("report"))
+    make_folder(out)  # before it computes
     shown: list[Picture] = []
     legend: list[tuple[str, tuple[int, ...]]] = []
     if pictures:
         sources = [held_out(run, data, split) for run in stored]
         shown, legend = _pictures(stored, sources, found, checkpoint, pictures, notes)
     title = found[0].name if len(found) == 1 else f"{len(found)} runs"
-    out = out or (_where(runs[0], split) if len(runs) == 1 else Path("report"))
-    out.mkdir(parents=True, exist_ok=True)
     when = f"{datetime.now():%Y-%m-%d %H:%M}"
     text = page.page(found, shown, legend, title=title, when=when, notes=notes)
     write_whole(out / "report.html", text)

@@ -4,6 +4,8 @@
     environment.json  versions, devices and command of each start
     skipped.json      with skip_broken, the examples that cannot be read
     metrics.jsonl     what the training told
+    failed/           the batch of a step that was not finite
+    profile/          with --profile, a trace of some steps
     checkpoints/      the two newest and the best
     lock              while a training runs there, which
     tensorboard/      events
@@ -37,13 +39,18 @@ from segjax.errors import SegjaxError
 HeldOut = Literal["val", "test"]
 # What may differ when a run is taken up again; all else would make it another run.
 _LENGTH = {"steps", "epochs", "patience"}
-_MAY_CHANGE = _LENGTH | {"evaluate_every", "log_every", "log_to", "data", "workers", "cache"}
+_PLACES = {"data_axis", "model_axis", "shard"}  # where it is computed
+_SAME_VALUES = {"memory", "model remat", "not_finite"}  # which change no value that is kept
+_MAY_CHANGE = _LENGTH | _PLACES | _SAME_VALUES
+_MAY_CHANGE |= {"evaluate_every", "log_every", "log_to", "data", "workers", "cache"}
 _NO_FIELDS: Mapping[str, Any] = MappingProxyType({})
 # What a run writes to its folder but for predictions, of which other files may be kept.
 _OF_A_RUN = (
     "environment.json",
     "skipped.json",
     "metrics.jsonl",
+    "failed",
+    "profile",
     "checkpoints",
     "tensorboard",
     "wandb",
@@ -218,6 +225,8 @@ def start_run(
 ) -> None:
     """Make a run folder, or make sure that the one there is of the same recipe; note the start.
 
+    A first start that failed before its first checkpoint binds nobody to its recipe.
+
     Args:
         folder: of the run.
         name: of the recipe.
@@ -244,7 +253,7 @@ def start_run(
     # Listed first, for the first process of several may be writing the recipe just now.
     held = {p.name for p in folder.iterdir()} if folder.is_dir() else set()
     if path.exists():
-        if not restart:
+        if not restart and not never_saved(folder):
             Run(folder)._compare(wanted, json.loads(json.dumps(describe(dict(defaults)))))
             _check_checkpoints(folder)
     elif folder.is_file() or held - {"recipe.json.partial", "lock"}:
@@ -261,6 +270,16 @@ def start_run(
         if not isinstance(before, list):
             raise SegjaxError(f"{starts}: no list of starts. Restore the file, or move it away.")
         write_whole(starts, as_json([*before, {**_environment(), **note}]))
+
+
+def never_saved(folder: Path) -> bool:
+    """Whether a training there, if any, has come to no checkpoint: it may begin anew as another.
+
+    One whose checkpoints someone has removed has told of evaluations.
+    """
+    log = folder / "metrics.jsonl"
+    saved = any(path.name.isdecimal() for path in (folder / "checkpoints").glob("*"))
+    return not saved and not (log.is_file() and b'"mean_iou"' in log.read_bytes())
 
 
 def write_whole(path: Path, text: str) -> None:

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any, cast
 import jax
 import numpy as np
 
+from segjax.commands.checks import check_outputs, files_of, make_folder, save_png
 from segjax.commands.step import make_prepare
 from segjax.data import pipeline
 from segjax.data.audit import evenly
@@ -28,6 +29,8 @@ def show_augment(recipe: "Recipe", out: Path) -> None:
         SegjaxError: what is wrong with the data.
     """
     source = recipe.source("train")
+    check_outputs([(out, "its training pictures")], files_of(source))
+    make_folder(out.parent)
     prepare = make_prepare(recipe, margin=cast(Any, recipe.model()).geometry.margin)
     draw, key = jax.jit(lambda key, batch: prepare(key, batch)[1]), jax.random.key(recipe.seed)
     rows = []
@@ -40,6 +43,5 @@ def show_augment(recipe: "Recipe", out: Path) -> None:
         pairs += zip(np.clip(drawn.image, 0, 255), drawn.label, strict=True)
         sizes = ["×".join(map(str, label.shape)) for label in (example["label"], drawn.label[0])]
         rows.append((f"{example['id']}    {sizes[0]}, augmented {sizes[1]}", pairs))
-    out.parent.mkdir(parents=True, exist_ok=True)
-    visualise.augmentation_sheet(rows, source.classes, source.palette).save(out, "PNG")
+    save_png(visualise.augmentation_sheet(rows, source.classes, source.palette), out)
     print(f"{out}: pictures on the left, beside each {_SHEET[1]} augmentations of it.")

@@ -12,9 +12,10 @@ from jax.sharding import Mesh
 
 from segjax.data import augment
 from segjax.data.augment import Example
+from segjax.errors import SegjaxError
 from segjax.models.layers import crop
 from segjax.training import sharding
-from segjax.training.train import Batch, make_state, make_train_step
+from segjax.training.train import Batch, State, make_state, make_train_step
 
 if TYPE_CHECKING:
     from segjax.recipe import Recipe
@@ -51,12 +52,23 @@ def in_steps(recipe: "Recipe", source: Sized) -> "Recipe":
     return dataclasses.replace(recipe, steps=max(steps, 1), epochs=None)
 
 
+def _with_remat(model: Any) -> Any:
+    if not hasattr(model, "remat"):
+        raise SegjaxError(
+            f"memory is 'remat', but {type(model).__name__} has no field remat. Take 'plain', or "
+            "--accumulate for want of memory."
+        )
+    return model.clone(remat=True)
+
+
 class Parts:
     """What a recipe's training consists of on a mesh, for `train` and for `cost`."""
 
     def __init__(self, recipe: "Recipe", mesh: Mesh, *, unrolled: bool = False) -> None:
-        sharding.check_batch_size(mesh, recipe.batch_size)
+        sharding.check_batch_size(mesh, recipe.batch_size, parts=recipe.accumulate)
         self.model: Any = recipe.model()
+        if recipe.memory == "remat":
+            self.model = _with_remat(self.model)
         if unrolled and hasattr(self.model, "scan"):
             self.model = self.model.clone(scan=False)
         self.model.geometry.check(*recipe.crop)
@@ -64,6 +76,21 @@ class Parts:
         if recipe.clip is not None:
             optimizer = optax.chain(optax.clip_by_global_norm(recipe.clip), optimizer)
         parameters, steps = jax.random.split(jax.random.key(recipe.seed))
+        self.make_state = partial(
+            make_state,
+            self.model,
+            optimizer,
+            key=parameters,
+            image_shape=(1, *recipe.crop, recipe.channels),
+            ema=recipe.ema is not None,
+        )
+        self.state_sharding = sharding.state_shardings(
+            jax.eval_shape(self.make_state),
+            mesh,
+            shard=recipe.shard,
+            rules=getattr(self.model, "sharding_rules", ()),
+        )
+        self.make_state.keywords["sharding"] = self.state_sharding
         self.step = make_train_step(
             self.model,
             optimizer,
@@ -72,13 +99,12 @@ class Parts:
             prepare=make_prepare(recipe, margin=self.model.geometry.margin),
             key=steps,
             ema=recipe.ema,
+            accumulate=recipe.accumulate,
+            skip=recipe.not_finite == "skip",
+            state_sharding=self.state_sharding,
+            at_use=partial(sharding.at_use, shardings=self.state_sharding.params),
         )
-        self.make_state = partial(
-            make_state,
-            self.model,
-            optimizer,
-            key=parameters,
-            image_shape=(1, *recipe.crop, recipe.channels),
-            ema=recipe.ema is not None,
-            sharding=sharding.replicated(mesh),
-        )
+
+    def averaged(self, state: State) -> Any:
+        """The variables to evaluate, for `apply`: what is split is gathered where it is used."""
+        return sharding.at_use(state.averaged, self.state_sharding.averaged)

@@ -6,6 +6,7 @@ import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -13,6 +14,7 @@ import jax
 import numpy as np
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
+from segjax.commands.checks import save_png
 from segjax.commands.run import read_json, write_whole
 from segjax.data.rows import Rows
 from segjax.data.tiff_writer import write_tiff
@@ -35,7 +37,7 @@ def label_by_strips(
     views: Any = (),
     probabilities: bool = False,
     tags: Any = (),
-) -> list[Path]:
+) -> None:
     """Label a picture strip by strip; write `NAME.tif`, its overlay in small, and probabilities.
 
     Finished strips lie in `NAME.tif.partial`, one byte a pixel (and one for each probability), and
@@ -50,9 +52,6 @@ def label_by_strips(
         probabilities: write them too.
         tags: for the TIFFs, such as a georeference.
 
-    Returns:
-        The files, the label first.
-
     Raises:
         SegjaxError: the picture cannot be read, or the disk would not hold the results.
     """
@@ -61,26 +60,20 @@ def label_by_strips(
     print(plan)
     deep = 1 + (len(classes) if probabilities else 0)
     label_file = target.with_name(f"{target.name}.tif")
-    partial, journal = (target.with_name(f"{target.name}.tif.{n}") for n in ("partial", "journal"))
+    begun, journal = (target.with_name(f"{target.name}.tif.{n}") for n in ("partial", "journal"))
     target.parent.mkdir(parents=True, exist_ok=True)
     asked = {**identity, "plan": str(plan), "size": [height, width, deep]}
     asked = json.loads(json.dumps(asked, ensure_ascii=True))
-    start = _rows_done(partial, journal, asked)
+    start = _rows_done(begun, journal, asked)
     _check_disk(target.parent, (height - start) * width * deep)
     if start:
         print(f"{journal}: {start} of {height} rows were done before; it goes on there.")
 
-    def of(logits: Any) -> np.ndarray:
-        labels = segmenter.labels_of(logits)[..., None]
-        if not probabilities:
-            return labels
-        return np.concatenate([labels, in_bytes(logits)], -1)
-
-    with partial.open("r+b" if start else "w+b") as file, _bar(height, start) as advance:
+    with begun.open("r+b" if start else "w+b") as file, _bar(height, start) as advance:
         for first, strip in segmenter.strips(
             rows.read,
             rows.size,
-            of=of,
+            of=partial(in_bytes, segmenter, probabilities=probabilities),
             tile=tile,
             gaussian=gaussian,
             views=views,
@@ -93,12 +86,9 @@ def label_by_strips(
             write_whole(journal, json.dumps({**asked, "rows": first + len(strip)}))
             advance(first + len(strip))
         stored = _stored(file, (width, deep))
-        written = _write(
-            stored, rows, label_file, segmenter, probabilities=probabilities, tags=tags
-        )
-    partial.unlink()
+        _write(stored, rows, label_file, segmenter, probabilities=probabilities, tags=tags)
+    begun.unlink()
     journal.unlink()
-    return written
 
 
 def fingerprint(segmenter: Segmenter) -> str:
@@ -167,7 +157,7 @@ def _write(
     *,
     probabilities: bool,
     tags: Any,
-) -> list[Path]:
+) -> None:
     """The results of finished rows."""
     name, classes, palette = file.stem, segmenter.classes, segmenter.palette
 
@@ -178,24 +168,28 @@ def _write(
     picture, small = _thumbnail(rows, labels)
     overlay = visualise.overlay(picture, small, palette)
     laid = visualise.with_legend(overlay, small, classes, palette)
-    laid.save(file.with_name(f"{name}_overlay.png"))
-    written = [file, file.with_name(f"{name}_overlay.png")]
+    save_png(laid, file.with_name(f"{name}_overlay.png"))
     if probabilities:
-        written.append(file.with_name(f"{name}_probabilities.tif"))
         write_tiff(
-            written[-1],
+            file.with_name(f"{name}_probabilities.tif"),
             lambda a, z: stored(a, z)[..., 1:],
             rows.size,
             bands=len(classes),
             description=told(classes),
             tags=tags,
         )
-    return written
 
 
-def in_bytes(logits: Any) -> np.ndarray:
-    """The probabilities of logits (…, N) as they are written: uint8, 0–255 for 0–1."""
-    return np.rint(255 * np.asarray(probabilities_of(logits))).astype(np.uint8)
+def in_bytes(segmenter: Segmenter, logits: Any, *, probabilities: bool) -> np.ndarray:
+    """What is kept of logits (…, N): uint8 (…, 1), the label, or (…, 1 + N) with probabilities.
+
+    These as they are written, 0–255 for 0–1.
+    """
+    labels = segmenter.labels_of(logits)[..., None]
+    if not probabilities:
+        return labels
+    shares = np.rint(255 * np.asarray(probabilities_of(logits))).astype(np.uint8)
+    return np.concatenate([labels, shares], -1)
 
 
 def told(classes: Any) -> str:

@@ -31,7 +31,7 @@ from segjax.errors import SegjaxError
 from segjax.inference import memory
 from segjax.inference.predict import make_predict
 from segjax.training import sharding
-from segjax.training.train import step_cost
+from segjax.training.cost import step_cost
 
 _GIB = 2**30
 
@@ -175,13 +175,14 @@ def _fitted(plan: Plan) -> Plan:
     mesh = sharding.make_mesh()
     room = memory.SHARE * memory.left()
     while (need := _memory(plan, mesh)) > room:
-        if plan.batch_size <= mesh.size:
+        devices = mesh.shape["data"]
+        if plan.batch_size <= devices:
             raise SegjaxError(
                 f"One picture a device of {plan.crop[0]}×{plan.crop[1]} pixels takes "
                 f"{need / _GIB:.1f} GiB, more than the {room / _GIB:.1f} GiB that are free. Take a "
                 "smaller network (--model), or cut the pictures into parts."
             )
-        half = mesh.size * max(1, plan.batch_size // 2 // mesh.size)
+        half = devices * max(1, plan.batch_size // 2 // devices)
         plan = plan.smaller(half, f"more than {half} do not fit the memory")
     why = f"{plan.why['batch_size']}; takes {need / _GIB:.1f} of {room / _GIB:.1f} GiB"
     return plan.smaller(plan.batch_size, why)

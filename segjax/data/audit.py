@@ -18,7 +18,7 @@ import numpy as np
 from PIL import Image
 
 from segjax.data.coding import Tally, told_colours
-from segjax.data.pictures import IGNORE, Codes, shown
+from segjax.data.pictures import IGNORE, TURNS, Codes, shown
 from segjax.data.pipeline import SCALED_TO_ONE, brightest, read_example
 from segjax.data.wrapper import Source, bare
 from segjax.errors import SegjaxError
@@ -50,13 +50,14 @@ class Reading(NamedTuple):
     """What is kept of an example: its picture and int (256,) pixels by label, or what is wrong.
 
     Of a picture whose mask cannot be used both `picture` and `error` are there, and of a mask in
-    colour its colours.
+    colour its colours. turned: how EXIF turns the picture and not the mask.
     """
 
     picture: Picture | None
     counts: np.ndarray | None
     error: SegjaxError | None
     colours: Codes | None = None
+    turned: int = 1
 
 
 class Case(NamedTuple):
@@ -112,6 +113,13 @@ _ABSENT = Kind(
     False,
     "class of another split is absent",
     "It is not learnt, or not measured: divide the examples anew.",
+)
+_TURNED = Kind(
+    False,
+    "picture turned by EXIF, its mask not",
+    "Viewers and tools for drawing turn it, segjax does not: if its mask was drawn on the turned "
+    "picture, the two part. Turn the pixels themselves and drop the tag (jpegtran, exiftran, or "
+    "PIL.ImageOps.exif_transpose).",
 )
 _SAME = Kind(False, "same picture several times", "Remove all but one, else it counts for more.")
 _SAME_ACROSS = Kind(
@@ -190,11 +198,13 @@ def check(
     sources = {name: bare(source) for name, source in sources.items()}
     for name, source in sources.items():
         few = evenly(len(source), _SAMPLES)
-        broken, large, highest = [], [], 0.0
+        broken, large, highest, ignored = [], [], 0.0, True
         for i in range(len(source)) if hasattr(source, "size_of") else few:
             try:
                 if i in few:
-                    image = read_example(source, i)["image"]
+                    example = read_example(source, i)
+                    image = example["image"]
+                    ignored = ignored and _all_ignored(example)
                     highest = max(highest, brightest(image))
                 size = image.shape[:2] if i in few else source.size_of(i)
             except SegjaxError as error:
@@ -208,6 +218,11 @@ def check(
                 + "\n".join(broken[:_TOLD])
                 + ("\n…" if len(broken) > _TOLD else "")
                 + "\nThe verb audit lists all; train --skip-broken leaves them out."
+            )
+        if ignored and all(_all_ignored(read_example(source, i)) for i in range(len(source))):
+            raise SegjaxError(
+                f"The {len(source)} masks of {name} hold nothing but 255 = ignore: there is "
+                "nothing to learn or to measure. Correct them, or say with `values` what 255 means."
             )
         if 0 < highest <= 1:
             raise SegjaxError(f"The pictures of {name} {SCALED_TO_ONE}")
@@ -224,6 +239,10 @@ def check(
                 f"{one} and {other} share {len(shared)} examples: "
                 f"{shown(sorted(pair.id for pair in shared))}. {_SAME_ACROSS.advice}"
             )
+
+
+def _all_ignored(example: Mapping[str, Any]) -> bool:
+    return bool((np.asarray(example["label"]) == IGNORE).all())
 
 
 def evenly(length: int, most: int) -> list[int]:
@@ -297,7 +316,7 @@ def _audit_split(
     histogram: np.ndarray = np.zeros((0, 256), np.int64)
     labels: list[np.ndarray] = []
     masks: list[Case] = []  # that are readable
-    for i, (picture, counts, error, coloured) in enumerate(readings):
+    for i, (picture, counts, error, coloured, turned) in enumerate(readings):
         if coloured is not None:
             colours.add(coloured)
         if error:
@@ -316,6 +335,8 @@ def _audit_split(
             continue
         labels.append(counts)
         masks.append(here)
+        if turned in TURNS:
+            cases[_TURNED].append(here._replace(text=f"{here.text}: {TURNS[turned]}"))
         held = np.flatnonzero(counts).tolist()
         if held == [IGNORE]:
             cases[_NO_VALID].append(here)
@@ -372,7 +393,8 @@ def _read(source: Source, i: int) -> Reading:
         return Reading(_read_picture_alone(source, i), None, told, _read_colours(source, i, told))
     label = Image.fromarray(example["label"])
     counts = np.array(label.histogram(), np.int64)  # faster than np.bincount
-    return Reading(_picture(example["id"], example["image"]), counts, None)
+    turned = getattr(source, "turned", lambda i: 1)(i)
+    return Reading(_picture(example["id"], example["image"]), counts, None, turned=turned)
 
 
 def _read_picture_alone(source: Source, i: int) -> Picture | None:

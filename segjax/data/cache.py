@@ -10,7 +10,10 @@ import math
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Iterable
+import warnings
+import zlib
+from collections.abc import Callable, Iterable, Mapping
+from functools import reduce
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +21,7 @@ import numpy as np
 
 from segjax import cache_folder
 from segjax.data.wrapper import Source
-from segjax.errors import SegjaxError
+from segjax.errors import SegjaxError, SegjaxWarning
 
 Example = dict[str, Any]
 
@@ -68,7 +71,9 @@ def on_disk(source: Source, track: Callable[[Iterable[Any], str], Iterable[Any]]
     """Decode all examples into a file, unless an earlier call has, and read them from there.
 
     It lies in ~/.cache/segjax/decoded (or in $XDG_CACHE_HOME), by a hash of the source's fields and
-    of the paths, sizes and times of its files: a file that changes makes another one.
+    of the paths, sizes and times of its files: a file that changes makes another one. What is
+    damaged there is told in a warning and made anew: at once, or an example that fails its checksum
+    when it is read, and the rest at the next call.
 
     Args:
         source: with `files`, the paths of all files that its examples are made of.
@@ -83,27 +88,65 @@ def on_disk(source: Source, track: Callable[[Iterable[Any], str], Iterable[Any]]
     name = hashlib.sha256(repr((source, stamps)).encode()).hexdigest()
     folder = cache_folder("decoded") / name
     try:
-        if not folder.exists():
+        opened = _opened(folder, len(source))
+        if opened is None:
+            if folder.exists():
+                _warn(f"{folder}: the decoded pictures there are damaged; they are made anew.")
+                damaged = Path(tempfile.mkdtemp(dir=folder.parent))
+                folder.rename(damaged / folder.name)  # whole, for others may be at it too
+                shutil.rmtree(damaged)
             folder.parent.mkdir(parents=True, exist_ok=True)
             free = shutil.disk_usage(folder.parent).free
             _demand_room(source, free, f"what is free at {folder.parent}", "memory")
             _write(source, folder, track)
-        index = json.loads((folder / "index.json").read_text(encoding="utf-8"))
-        content = np.memmap(folder / "examples", np.uint8, "r")
-    except (OSError, json.JSONDecodeError) as error:
+            opened = _opened(folder, len(source))
+        if opened is None:
+            raise OSError("what was written there cannot be read again")
+        index, content = opened
+    except OSError as error:
         raise SegjaxError(
             f"{folder}: cannot keep decoded pictures there: {error}. Make room, delete what is "
             'there, name another place by XDG_CACHE_HOME, or take cache="memory" or "no".'
         ) from error
 
     def read(i: int) -> Example:
-        identity, arrays = index[i]
-        return {"id": identity} | {
+        identity, arrays, checksum = index[i]
+        found = {
             name: np.frombuffer(content, dtype, math.prod(shape), offset).reshape(shape)
             for name, (dtype, shape, offset) in arrays.items()
         }
+        if _checksum(found) != checksum:
+            _warn(f"{folder}: damaged; {identity} is decoded anew, and all at the next start.")
+            (folder / "index.json").unlink(missing_ok=True)
+            return source[i]
+        return {"id": identity} | found
 
     return Kept(source, read)
+
+
+def _opened(folder: Path, length: int) -> tuple[list[Any], np.ndarray] | None:
+    """Index and bytes of so many examples; None where they are not there, or not whole."""
+    try:
+        index = json.loads((folder / "index.json").read_text(encoding="utf-8"))
+        content = np.memmap(folder / "examples", np.uint8, "r")
+        ends = [
+            offset + np.dtype(dtype).itemsize * math.prod(shape)
+            for _, arrays, _ in index
+            for dtype, shape, offset in arrays.values()
+        ]
+    except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
+        return None
+    except (ValueError, TypeError, AttributeError, RecursionError):  # of the JSON, an empty file
+        return None
+    return (index, content) if len(index) == length and max(ends) == len(content) else None
+
+
+def _checksum(arrays: Mapping[str, np.ndarray]) -> int:
+    return reduce(lambda crc, name: zlib.crc32(arrays[name].data, crc), sorted(arrays), 0)
+
+
+def _warn(text: str) -> None:
+    warnings.warn(text, SegjaxWarning, stacklevel=3)
 
 
 def _write(source: Source, folder: Path, track: Callable[..., Any]) -> None:
@@ -113,11 +156,12 @@ def _write(source: Source, folder: Path, track: Callable[..., Any]) -> None:
         whole.mkdir()
         with (whole / "examples").open("wb") as file:
             for i in track(range(len(source)), "decoding"):
-                example, arrays = source[i], {}
-                for name, array in _arrays(example).items():
+                example, arrays = source[i], dict[str, Any]()
+                found = {n: np.ascontiguousarray(a) for n, a in _arrays(example).items()}
+                for name, array in found.items():
                     arrays[name] = (array.dtype.str, array.shape, file.tell())
-                    file.write(np.ascontiguousarray(array).data)
-                index.append((example["id"], arrays))
+                    file.write(array.data)
+                index.append((example["id"], arrays, _checksum(found)))
         (whole / "index.json").write_text(json.dumps(index), encoding="utf-8")
         try:
             whole.rename(folder)

@@ -25,6 +25,7 @@ from segjax.data.pictures import (
     count_pages,
     label_table,
     mask_size,
+    orientation,
     picture_size,
     read_codes,
     read_instances,
@@ -187,6 +188,18 @@ class Folder:
         """
         pair = self.pairs[i]
         return read_codes(pair.mask, pair.page, coloured=coloured)
+
+    def turned(self, i: int) -> int:
+        """How viewers turn the picture of example i, by its EXIF, and its mask not: 1 not at all.
+
+        A picture that is turned on its side by as much as its mask fits has a mask of its pixels.
+        """
+        pair = self.pairs[i]
+        found = orientation(pair.image)
+        if found == 1 or found == orientation(pair.mask):
+            return 1
+        height, width = self.size_of(i)
+        return found if height == width or found < 5 else 1
 
     def size_of(self, i: int) -> tuple[int, int]:
         """Height and width of example i, from the files' headers alone.

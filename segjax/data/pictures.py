@@ -21,6 +21,16 @@ IGNORE = 255
 _MODES = {1: "L", 3: "RGB", 4: "RGBA"}  # channels -> Pillow's mode
 _SHOWN = 5  # names or values listed in an error before "and N more"
 _BITS_PER_SAMPLE = 258  # the TIFF tag
+_ORIENTATION = 274  # the EXIF tag
+TURNS = {
+    2: "mirrored left to right",
+    3: "turned by 180°",
+    4: "mirrored top to bottom",
+    5: "mirrored and turned by 90°",
+    6: "turned by 90° clockwise",
+    7: "mirrored and turned by 270°",
+    8: "turned by 90° anticlockwise",
+}
 _BLENDS = 32  # so many unknown colours in a mask are those of smooth edges, not of classes
 _BY_COLOUR = "Say with `colours` which colour is which class; the verb audit proposes the table"
 _MASK_ADVICE = {  # Pillow's mode -> what to do with such a mask
@@ -316,6 +326,18 @@ def mask_size(path: File, page: int | None = None, *, coloured: bool = False) ->
     with _opened(path, page) as image:
         _check_mask_mode(image, path, coloured=coloured)
         return image.height, image.width
+
+
+def orientation(path: File) -> int:
+    """How viewers turn a picture, by its EXIF: 1 not at all, 2–8 mirrored or turned.
+
+    We do not; see `read_picture`. Of a TIFF, which Pillow turns, 1.
+    """
+    with _opened(path) as image:
+        if image.format == "TIFF":
+            return 1
+        found = image.getexif().get(_ORIENTATION, 1)
+        return found if found in TURNS else 1
 
 
 def count_pages(path: File) -> int:

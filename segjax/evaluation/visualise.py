@@ -20,6 +20,7 @@ VOID_COLOUR = (224, 224, 192)  # as in the masks of PASCAL VOC
 
 BACKGROUND_COLOUR = (0, 0, 0)  # a class of this colour is not laid over pictures
 WRONG_COLOUR = (255, 40, 40)
+_BAND = 256  # rows of a picture that are laid over at a time
 
 
 class Row(NamedTuple):
@@ -74,11 +75,16 @@ def overlay(
     _check_same_size(picture, label)
     if not 0 <= opacity <= 1:
         raise SegjaxError(f"opacity: expected a number in [0, 1], got {opacity}.")
-    # 1 - (1 - o)³ is stronger than o, yet keeps both ends, 0 and 1, as they are.
-    strength = np.where(_outlines(label), 1 - (1 - opacity) ** 3, opacity)
-    unlaid = (label == VOID) | (colours == BACKGROUND_COLOUR).all(-1)
-    strength = np.where(unlaid, 0, strength)[..., None]
-    return np.rint(picture + strength * (colours.astype(float) - picture)).astype(np.uint8)
+    outlines = _outlines(label)
+    for top in range(0, len(label), _BAND):  # in place: whole, the floats would take gigabytes
+        rows = slice(top, top + _BAND)
+        under, over = picture[rows], colours[rows]
+        # 1 - (1 - o)³ is stronger than o, yet keeps both ends, 0 and 1, as they are.
+        strength = np.where(outlines[rows], 1 - (1 - opacity) ** 3, opacity)
+        unlaid = (label[rows] == VOID) | (over == BACKGROUND_COLOUR).all(-1)
+        strength = np.where(unlaid, 0, strength)[..., None]
+        over[:] = np.rint(under + strength * (over.astype(float) - under))
+    return colours
 
 
 def save_mask(path: Path | str | IO[bytes], label: ArrayLike, palette: ArrayLike) -> None:
@@ -92,9 +98,14 @@ def save_mask(path: Path | str | IO[bytes], label: ArrayLike, palette: ArrayLike
     Raises:
         SegjaxError: the label map is no `(H, W)` of integers or holds a class without a colour.
     """
-    mask = Image.fromarray(_checked_label(label, palette))
-    mask.putpalette(_colour_table(palette).tobytes())  # turns the mode from "L" to "P"
-    mask.save(path, format="PNG")
+    mask(label, palette).save(path, format="PNG")
+
+
+def mask(label: ArrayLike, palette: ArrayLike) -> Image.Image:
+    """A label map as a palette picture, as `save_mask` writes it."""
+    picture = Image.fromarray(_checked_label(label, palette))
+    picture.putpalette(_colour_table(palette).tobytes())  # turns the mode from "L" to "P"
+    return picture
 
 
 def with_legend(
@@ -367,7 +378,7 @@ def _rgb(image: ArrayLike) -> NDArray[np.uint8]:
         raise SegjaxError(
             f"image: expected uint8 or float32 (H, W, C), got {stored.dtype} {stored.shape}."
         )
-    pixels = np.rint(stored).astype(np.uint8)
+    pixels = stored if stored.dtype == np.uint8 else np.rint(stored).astype(np.uint8)
     return np.repeat(pixels[..., :1], 3, axis=2) if pixels.shape[2] < 3 else pixels[..., :3]
 
 

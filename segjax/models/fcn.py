@@ -17,6 +17,7 @@ from segjax.models.googlenet import INCEPTIONS, GoogLeNet, Inception, googlenet_
 from segjax.models.layers import (
     Method,
     Output,
+    at_least_float32,
     bilinear_deconv,
     bilinear_kernel,
     crop,
@@ -51,6 +52,8 @@ class FCN(Module):
             lie side by side under the 1×1 convolution, which starts by handing the scores on.
         at_once: multiplies pool4 by 0.01 and pool3 by 0.0001 before they are scored, so that 8s can
             be trained without 32s and 16s before it.
+        remat: of VGG16's blocks keep only the input for the gradient, and compute the rest again.
+            Values are the same.
         dtype: of the computation; parameters, upsampling and logits are float32.
 
     At 21 classes 32s, 16s and 8s have 134,346,581, 134,357,354 and 134,362,751 parameters. A score
@@ -69,6 +72,7 @@ class FCN(Module):
     upsampling: Upsampling = "fixed"
     fusion: Literal["sum", "concat"] = "sum"
     at_once: bool = False
+    remat: bool = False
     dtype: DTypeLike | None = None
 
     @property
@@ -118,7 +122,9 @@ class FCN(Module):
     @nn.compact
     def __call__(self, images: jax.Array, *, train: bool = False) -> Output:
         """(B, H, W, C) normalised images -> logits (B, H, W, N)."""
-        pool3, pool4, x = VGG16(self.widths, pad=self._pad, dtype=self.dtype, name="vgg16")(images)
+        pool3, pool4, x = VGG16(
+            self.widths, pad=self._pad, remat=self.remat, dtype=self.dtype, name="vgg16"
+        )(images)
         if self.classifier_width is not None:
             padding = "VALID" if self.padding == "authors" else "SAME"
             x = _classify(x, self, 7, self.classifier_width, padding, train)
@@ -271,7 +277,7 @@ def _score(
 ) -> jax.Array:
     """(B, h, w, C) -> (B, h, w, N) float32."""
     conv = nn.Conv(net.num_classes, (1, 1), dtype=net.dtype, kernel_init=init, name=name)
-    return conv(x).astype(jnp.float32)
+    return at_least_float32(conv(x))
 
 
 def _hand_on(key: jax.Array, shape: tuple[int, ...], dtype: DTypeLike = jnp.float32) -> jax.Array:

@@ -53,6 +53,7 @@ class Geometry(NamedTuple):
             )
 
 
+_COARSEST = 2**12
 Span = tuple[int, int]  # first and last index along one axis
 
 
@@ -72,6 +73,11 @@ def deconv_span(out: Span, kernel: int, *, stride: int, pad: int = 0) -> Span:
 
 def find_reach(needs: Callable[[Span], Span], stride: int) -> tuple[int, tuple[int, int]]:
     """Halo and context of a network that tells which input pixels its output pixels need."""
+    if stride > _COARSEST:
+        raise SegjaxError(
+            f"The network would make one pixel of {stride}×{stride}: it has too many levels. Give "
+            f"it fewer widths, for at most {_COARSEST}×{_COARSEST}."
+        )
     pixels = range(stride)
     spans = [needs((pixel, pixel)) for pixel in pixels]
     halo = max(max(p - first, last - p) for p, (first, last) in zip(pixels, spans, strict=True))

@@ -45,17 +45,21 @@ def max_pool(x: jax.Array, *, ceil: bool = False) -> jax.Array:
         the first one in row order takes the gradient, and a NaN is handed on, as in `nn.max_pool`
         and PyTorch.
     """
-    _, height, width, _ = x.shape
+    sides = x.shape[1:3]
     # Without a remainder: of sizes that an export leaves open, it would double their expressions.
-    if ceil:
-        rows, columns = (2 * ((side + 1) // 2) - side for side in (height, width))
-        x = jnp.pad(x, ((0, 0), (0, rows), (0, columns), (0, 0)), constant_values=-jnp.inf)
-    else:
-        x = x[:, : 2 * (height // 2), : 2 * (width // 2)]
-    b, h, w, c = x.shape
-    x = x.reshape(b, h // 2, 2, w // 2, 2, c)
-    x = _larger(x[:, :, :, :, 0], x[:, :, :, :, 1])
-    return _larger(x[:, :, 0], x[:, :, 1])
+    padding = tuple(2 * ((n + 1) // 2) - n for n in sides) if ceil else (0, 0)
+
+    def compared(x: jax.Array) -> jax.Array:
+        if ceil:
+            x = jnp.pad(x, _behind(padding), constant_values=-jnp.inf)
+        else:
+            x = x[:, : 2 * (sides[0] // 2), : 2 * (sides[1] // 2)]
+        b, h, w, c = x.shape
+        x = x.reshape(b, h // 2, 2, w // 2, 2, c)
+        x = _larger(x[:, :, :, :, 0], x[:, :, :, :, 1])
+        return _larger(x[:, :, 0], x[:, :, 1])
+
+    return _pool(x, compared, 2, padding)
 
 
 def max_pool_3x3(x: jax.Array) -> jax.Array:
@@ -63,23 +67,57 @@ def max_pool_3x3(x: jax.Array) -> jax.Array:
 
     (B, H, W, C), H and W at least 2, -> (B, ⌊H/2⌋, ⌊W/2⌋, C); equal entries and NaN as `max_pool`.
     """
-    for axis in (2, 1):
-        n = x.shape[axis]
-        windows = n // 2
-        padding = [(0, 0)] * 4
-        padding[axis] = (0, 2 * windows + 2 - n)
-        x = jnp.pad(x, padding, constant_values=-jnp.inf)
-        x = x.reshape(*x.shape[:axis], windows + 1, 2, *x.shape[axis + 1 :])
-        even, odd = (jax.lax.index_in_dim(x, i, axis + 1, keepdims=False) for i in (0, 1))
-        part = partial(jax.lax.slice_in_dim, axis=axis)
-        x = _larger(part(even, 0, windows), part(odd, 0, windows))
-        x = _larger(x, part(even, 1, windows + 1))  # the first of the next pair
-    return x
+
+    def compared(x: jax.Array) -> jax.Array:
+        for axis in (2, 1):
+            n = x.shape[axis]
+            windows = n // 2
+            padding = [(0, 0)] * 4
+            padding[axis] = (0, 2 * windows + 2 - n)
+            x = jnp.pad(x, padding, constant_values=-jnp.inf)
+            x = x.reshape(*x.shape[:axis], windows + 1, 2, *x.shape[axis + 1 :])
+            even, odd = (jax.lax.index_in_dim(x, i, axis + 1, keepdims=False) for i in (0, 1))
+            part = partial(jax.lax.slice_in_dim, axis=axis)
+            x = _larger(part(even, 0, windows), part(odd, 0, windows))
+            x = _larger(x, part(even, 1, windows + 1))  # the first of the next pair
+        return x
+
+    return _pool(x, compared, 3, tuple(2 * (n // 2) + 1 - n for n in x.shape[1:3]))
+
+
+def _pool(
+    x: jax.Array,
+    compared: Callable[[jax.Array], jax.Array],
+    side: int,
+    padding: tuple[int, ...],
+) -> jax.Array:
+    """The maximum over windows at stride 2, in the form that the platform is fast at.
+
+    On a CPU by comparisons of shifted maps; a TPU or GPU has an instruction for it, which needs
+    less memory and traffic there. Only that of the platform compiled for is compiled.
+    """
+
+    def windows(x: jax.Array) -> jax.Array:
+        return nn.max_pool(x, (side, side), (2, 2), padding=_behind(padding)[1:3])
+
+    if any(not isinstance(n, int) for n in x.shape[1:3]):  # which an export leaves open
+        return compared(x)
+    return jax.lax.platform_dependent(x, cpu=compared, default=windows)
+
+
+def _behind(padding: tuple[int, ...]) -> tuple[tuple[int, int], ...]:
+    """Rows and columns below and to the right."""
+    return ((0, 0), (0, padding[0]), (0, padding[1]), (0, 0))
 
 
 def _larger(first: jax.Array, second: jax.Array) -> jax.Array:
     # Not jnp.max: it shares the gradient between equal entries, and padding makes many.
     return jnp.where((second > first) | jnp.isnan(second), second, first)
+
+
+def at_least_float32(x: jax.Array) -> jax.Array:
+    """Half precision as float32; float32, and float64 where JAX is told of it, as they are."""
+    return x.astype(jnp.promote_types(x.dtype, jnp.float32))
 
 
 def local_response_norm(x: jax.Array) -> jax.Array:
@@ -90,7 +128,7 @@ def local_response_norm(x: jax.Array) -> jax.Array:
 
     Source: Krizhevsky et al. 2012, section 3.3; the constants of Caffe's AlexNet and GoogLeNet.
     """
-    squares = jnp.pad(jnp.square(x.astype(jnp.float32)), ((0, 0), (0, 0), (0, 0), (2, 2)))
+    squares = jnp.pad(jnp.square(at_least_float32(x)), ((0, 0), (0, 0), (0, 0), (2, 2)))
     total = sum(squares[..., i : i + x.shape[-1]] for i in range(5))
     return (x * (1 + 1e-4 / 5 * total) ** -0.75).astype(x.dtype)
 
@@ -272,7 +310,7 @@ def bilinear_deconv(
     """
     matrix = partial(bilinear_matrix, stride=stride, offset=offset, kernel=kernel, method=method)
     rows, columns = matrix(x.shape[1], height), matrix(x.shape[2], width)
-    x = jnp.einsum("oh,bhwn->bown", rows, x.astype(jnp.float32), precision="highest")
+    x = jnp.einsum("oh,bhwn->bown", rows, at_least_float32(x), precision="highest")
     return jnp.einsum("pw,bown->bopn", columns, x, precision="highest")
 
 
@@ -419,7 +457,7 @@ def resize(
     # Batched products, matrices repeated: an einsum or a broadcasting matmul would transpose the
     # large map around its products (twice the time on a CPU).
     product = partial(jnp.matmul, precision="highest")
-    y = x.astype(jnp.float32).reshape(b * h, w, c)
+    y = at_least_float32(x).reshape(b * h, w, c)
     y = product(jnp.broadcast_to(columns, (b * h, width, w)), y).reshape(b, h, width * c)
     y = product(jnp.broadcast_to(rows, (b, height, h)), y)
     return y.reshape(b, height, width, c).astype(x.dtype)

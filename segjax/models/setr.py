@@ -6,11 +6,12 @@ from flax import linen as nn
 from jax.typing import DTypeLike
 
 from segjax.models.geometry import Geometry
-from segjax.models.layers import Output, resize
-from segjax.models.vit import LayerNorm, ViT, conv_init
+from segjax.models.layers import Output, at_least_float32, resize
+from segjax.models.module import Module
+from segjax.models.vit import LayerNorm, ViT, conv_init, sharding_rules
 
 
-class _SETR(nn.Module):
+class _SETR(Module):
     """What the three have in common: the encoder's fields and the sizes they take."""
 
     num_classes: int
@@ -24,6 +25,8 @@ class _SETR(nn.Module):
     scan: bool = True
     remat: bool = False
     dtype: DTypeLike | None = None
+
+    sharding_rules = sharding_rules
 
     @property
     def geometry(self) -> Geometry:
@@ -247,4 +250,4 @@ def _classify(
 ) -> jax.Array:
     """Scores, float32, by a convolution that joins the module that is being built."""
     conv = nn.Conv(num_classes, (kernel, kernel), dtype=dtype, kernel_init=conv_init, name=name)
-    return conv(x).astype(jnp.float32)
+    return at_least_float32(conv(x))

@@ -13,6 +13,7 @@ from segjax.models.layers import (
     DoubleConv,
     Output,
     Up,
+    at_least_float32,
     crop,
     he_normal,
     max_pool,
@@ -44,6 +45,8 @@ class UNet(Module):
             the level below halves the channels, in the lowest level both do.
         dropout: rate after each of the two lowest levels of the contracting path (0.5 in the
             authors' released network); needs a "dropout" key in training.
+        remat: keep for the gradient only what goes into a level's two convolutions, and compute the
+            rest again. Values are the same.
         dtype: of the computation; parameters, batch statistics and logits are float32.
 
     The paper's network is UNet(2, padding="valid", norm="none", dropout=0.5): 31,030,658 parameters
@@ -59,6 +62,7 @@ class UNet(Module):
     norm: Literal["batch", "none"] = "batch"
     up: Literal[Up, "released"] = "upconv"
     dropout: float = 0.0
+    remat: bool = False
     dtype: DTypeLike | None = None
 
     @property
@@ -108,7 +112,8 @@ class UNet(Module):
     def __call__(self, images: jax.Array, *, train: bool = False) -> Output:
         """(B, H, W, C) normalised images -> logits (B, H - 2 margin, W - 2 margin, N)."""
         self.geometry.check(*images.shape[1:3])
-        level = partial(DoubleConv, pad=self._pad, norm=self.norm, train=train, dtype=self.dtype)
+        block = nn.remat(DoubleConv) if self.remat else DoubleConv
+        level = partial(block, pad=self._pad, norm=self.norm, train=train, dtype=self.dtype)
         dropout = nn.Dropout(self.dropout, deterministic=not train)
         released = self.up == "released"
         lowest, widths = len(self.widths) - 1, self.widths
@@ -133,4 +138,4 @@ class UNet(Module):
             maps = [crop(m, height, width) for m in (x, skips[depth])]
             x = level((widths[depth], handed[depth]), name=f"up_{depth}")(jnp.concatenate(maps, -1))
         x = nn.Conv(self.num_classes, (1, 1), kernel_init=he_normal, name="logits")(x)
-        return Output(x.astype(jnp.float32))
+        return Output(at_least_float32(x))

@@ -15,6 +15,7 @@ from segjax.models.layers import (
     DoubleConv,
     Output,
     Up,
+    at_least_float32,
     he_normal,
     max_pool,
     upsample,
@@ -44,6 +45,8 @@ class UNetPlusPlus(Module):
             of all. Compiled prediction computes no more than the logits need.
         dropout: rate after every 3×3 convolution (0.5 in the authors' network); needs a "dropout"
             key in training.
+        remat: keep for the gradient only what goes into a level's two convolutions, and compute the
+            rest again. Values are the same.
         dtype: of the computation; parameters, batch statistics and logits are float32.
 
     The authors' network is UNetPlusPlus(1, norm="none", dropout=0.5): 9,041,700 parameters with one
@@ -59,6 +62,7 @@ class UNetPlusPlus(Module):
     deep_supervision: bool = True
     head: int | None = None
     dropout: float = 0.0
+    remat: bool = False
     dtype: DTypeLike | None = None
 
     @property
@@ -94,8 +98,10 @@ class UNetPlusPlus(Module):
                 f"{self.head}. Give at least two widths, and one of these heads or None."
             )
 
+        block = nn.remat(DoubleConv) if self.remat else DoubleConv
+
         def node(i: int, j: int, x: jax.Array) -> jax.Array:
-            return DoubleConv(
+            return block(
                 (self.widths[i],) * 2,
                 pad=1,
                 norm=self.norm,
@@ -110,7 +116,7 @@ class UNetPlusPlus(Module):
 
         def head(j: int) -> jax.Array:
             conv = nn.Conv(self.num_classes, (1, 1), kernel_init=he_normal, name=f"head_{j}")
-            return conv(rows[0][j]).astype(jnp.float32)
+            return at_least_float32(conv(rows[0][j]))
 
         rows: list[list[jax.Array]] = []  # rows[i][j] is x[i, j]
         for depth in range(len(self.widths)):

@@ -16,30 +16,37 @@ class VGG16(nn.Module):
     Fields:
         widths: channels of the five blocks.
         pad: zeros around conv1_1; the FCN authors' 100, or 1 for "same".
+        remat: keep only a block's input for its gradient and compute the rest again. Values are
+            the same.
         dtype: of the computation; parameters are float32.
     """
 
     widths: tuple[int, int, int, int, int] = (64, 128, 256, 512, 512)
     pad: int = 1
+    remat: bool = False
     dtype: DTypeLike | None = None
 
     @nn.compact
     def __call__(self, images: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
         """(B, H, W, C) -> pool3, pool4 and pool5, at strides 8, 16 and 32 (sizes rounded up)."""
-        x, pools = images, []
-        for block, (width, depth) in enumerate(zip(self.widths, _DEPTHS, strict=True), 1):
-            for i in range(1, depth + 1):
-                pad = self.pad if block == i == 1 else 1
+
+        def convolved(vgg: VGG16, x: jax.Array, block: int) -> jax.Array:
+            for i in range(1, _DEPTHS[block - 1] + 1):
                 conv = nn.Conv(
-                    width,
+                    vgg.widths[block - 1],
                     (3, 3),
-                    padding=pad,
-                    dtype=self.dtype,
+                    padding=vgg.pad if block == i == 1 else 1,
+                    dtype=vgg.dtype,
                     kernel_init=he_normal,
                     name=f"conv{block}_{i}",
                 )
                 x = nn.relu(conv(x))
-            x = max_pool(x, ceil=True)
+            return max_pool(x, ceil=True)
+
+        run = nn.remat(convolved, static_argnums=2) if self.remat else convolved
+        x, pools = images, []
+        for block in range(1, 6):
+            x = run(self, x, block)
             pools.append(x)
         return pools[2], pools[3], pools[4]
 

@@ -15,6 +15,16 @@ conv_init = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
 linear_init = nn.initializers.normal(0.02)
 # Two passes as PyTorch, for the tokens of a trained network are far from centred.
 LayerNorm = partial(nn.LayerNorm, use_fast_variance=False)
+# Over which axis a parameter is split where devices compute a block together, as
+# `training.sharding` takes it: heads and hidden units each, so that only the sums of the two
+# projections back to the width are exchanged. The embedding of patches is whole.
+sharding_rules = (
+    ("blocks/qkv/(kernel|bias)$", -2),
+    ("blocks/out/kernel$", -3),
+    ("blocks/mlp_0/(kernel|bias)$", -1),
+    ("blocks/mlp_1/kernel$", -2),
+    ("vit/patch/kernel$", None),
+)
 
 
 class ViT(nn.Module):
@@ -92,7 +102,8 @@ class ViT(nn.Module):
 
         if self.remat:
             step = jax.checkpoint(step, prevent_cse=not self.scan)
-        blocks = self.param("blocks", init)
+        # Boxed, where they are: each block's are opened within the loop.
+        blocks = self.param("blocks", init, unbox=False)
         maps, start = {}, 0
         for tap in sorted(set(self.taps)):
             between = jax.tree.map(lambda leaf, part=slice(start, tap + 1): leaf[part], blocks)
@@ -116,11 +127,20 @@ class _Block(nn.Module):
         norm = partial(LayerNorm, epsilon=self.epsilon, dtype=self.dtype)
         linear = partial(nn.DenseGeneral, dtype=self.dtype, kernel_init=linear_init)
         qkv = linear((3, self.heads, width // self.heads), name="qkv")(norm(name="norm_0")(x))
-        attended = jax.nn.dot_product_attention(*(qkv[:, :, i] for i in range(3)))
+        attended = _attention(*(qkv[:, :, i] for i in range(3)))
         x = x + linear(width, axis=(-2, -1), name="out")(attended)
         hidden = linear(self.hidden, name="mlp_0")(norm(name="norm_1")(x))
         # Not the approximation by tanh, Flax's default.
         return x + linear(width, name="mlp_1")(nn.gelu(hidden, approximate=False))
+
+
+def _attention(query: jax.Array, key: jax.Array, value: jax.Array) -> jax.Array:
+    """softmax(q kᵀ / √d) v of (B, T, heads, d) each."""
+    if query.dtype != jnp.float64:
+        return jax.nn.dot_product_attention(query, key, value)
+    # JAX's softmax is in float32 even then.
+    scores = jnp.einsum("btnd,bsnd->bnts", query, key) / query.shape[-1] ** 0.5
+    return jnp.einsum("bnts,bsnd->btnd", jax.nn.softmax(scores), value)
 
 
 def resize_positions(positions: jax.Array, grid: tuple[int, int]) -> jax.Array:

@@ -7,6 +7,7 @@ good the weights are (`segjax.evaluation`), and which of all this a recipe puts 
 
 from segjax.training import losses as losses
 from segjax.training import optimizers as optimizers
+from segjax.training import processes as processes
 from segjax.training import sharding as sharding
 from segjax.training.checkpoint import Checkpoints as Checkpoints
 from segjax.training.observers import Observer as Observer

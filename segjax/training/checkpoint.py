@@ -28,10 +28,11 @@ from jax.experimental import multihost_utils
 
 from segjax.errors import SegjaxError, SegjaxWarning
 
-logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax tells every save at length
+# Orbax tells every save at length, and what it raises as well.
+logging.getLogger("absl").setLevel(logging.CRITICAL)
 
 _NEWEST = 2  # kept beside the best: should the last one be damaged, the one before it is there
-_CHECKSUMS = "checksums.json"
+_CHECKSUMS, _SCORES = "checksums.json", "metrics/metrics"
 _CHUNK = 1 << 20
 
 
@@ -116,15 +117,18 @@ class Checkpoints:
     def save(self, step: int, state: Any, scores: Mapping[str, float] | None = None) -> None:
         """Write `state` in the background, with the scores that tell the best one.
 
-        A step that is there already is left alone. It gets its name once it is whole, its checksums
-        included.
+        It gets its name once it is whole, its checksums included. A step that is there already is
+        left alone, but for scores that it lacks.
 
         Raises:
             SegjaxError: it cannot be written, or the one before it could not.
         """
-        if step in self._scores:
-            return
+        metrics = {name: float(x) for name, x in (scores or {}).items()}
         self._finish()
+        if step in self._scores:
+            if metrics and not self.scored(step):
+                self._add_scores(step, metrics)
+            return
         self._prune()
         if self._writer is None:
             self._writer = ocp.AsyncCheckpointer(
@@ -134,7 +138,6 @@ class Checkpoints:
                 ),
                 async_options=ocp.options.AsyncOptions(post_finalization_callback=self._seal),
             )
-        metrics = {name: float(x) for name, x in (scores or {}).items()}
         args = ocp.args.Composite(
             default=ocp.args.PyTreeSave(state), metrics=ocp.args.JsonSave(metrics)
         )
@@ -143,6 +146,14 @@ class Checkpoints:
             self._writer.save(self._place / str(step), args=args)
         except Exception as error:
             raise self._unwritten(error) from error
+
+    def scored(self, step: int) -> bool:
+        """Whether a checkpoint was saved with scores."""
+        return self._scores.get(step) is not None
+
+    def wait(self) -> None:
+        """Return once all that was saved is written."""
+        self._finish()
 
     def resume(self, like: Any) -> tuple[int, Any]:
         """Step and state of the newest checkpoint that is whole; 0 and `like` without any.
@@ -333,6 +344,19 @@ class Checkpoints:
             file.flush()
             os.fsync(file.fileno())
 
+    def _add_scores(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Give scores to a checkpoint whose evaluation was broken off."""
+        self._scores[step] = _score(metrics, self._best)
+        if jax.process_index():
+            return
+        where, text = self.folder / str(step), json.dumps(metrics)
+        # The checksum first: after a kill in between, there are no scores yet, which is no damage.
+        sums = where / _CHECKSUMS
+        if sums.exists():
+            known = json.loads(sums.read_text(encoding="utf-8"))
+            _replace(sums, json.dumps(known | {_SCORES: [len(text), zlib.crc32(text.encode())]}))
+        _replace(where / _SCORES, text)
+
     def _damage(self, step: int) -> str:
         """What is wrong with the files of a checkpoint; nothing where they are as written.
 
@@ -455,9 +479,21 @@ def _compared(where: Path, name: str, expected: tuple[int, int]) -> str:
         if error.errno != errno.EIO:  # no damage but permissions, memory …
             raise
         return f"{name} cannot be read ({error.strerror})"
+    if name == _SCORES and (where / name).read_bytes() == b"{}":
+        return ""  # none yet
     if size != expected[0]:
         return f"{name} has {size} bytes of {expected[0]}"
     return "" if crc == expected[1] else f"{name} is not as it was written (its checksum differs)"
+
+
+def _replace(path: Path, text: str) -> None:
+    """Write a file anew, whole or not at all."""
+    unfinished = path.with_name(path.name + ".partial")
+    with unfinished.open("w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(unfinished, path)
 
 
 def _first_line(reason: object) -> str:

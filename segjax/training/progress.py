@@ -47,6 +47,8 @@ class RunLog:
         start: the steps already done; the first one told is `start + 1`.
         batch_size: images per step, over all processes.
         log_every: steps per line of `metrics.jsonl`.
+        flops: gives the floating-point operations of a step, over all devices; NaN while unknown.
+        peak: operations a second that these devices are built for, NaN if unknown.
         console: where to print; by default standard output.
         quiet: write, print and tell nothing, as all processes but the first must.
         tell: called with "logged" or "evaluated", the step, and what metrics.jsonl is told.
@@ -64,6 +66,8 @@ class RunLog:
         start: int,
         batch_size: int,
         log_every: int,
+        flops: Callable[[], float] = lambda: math.nan,
+        peak: float = math.nan,
         console: Console | None = None,
         quiet: bool = False,
         tell: Callable[[str, int, Mapping[str, float]], None] = lambda event, number, values: None,
@@ -71,12 +75,14 @@ class RunLog:
     ) -> None:
         self._folder, self._total, self._start = folder, total, start
         self._batch_size, self._log_every = batch_size, log_every
+        self._flops, self._peak = flops, peak
         self._console = console or Console()
         self._quiet, self._tell, self._clock = quiet, tell, clock
         self._bar: Progress | None = None
         self._task = TaskID(0)
 
         self._losses: list[float] = []  # of the interval up to the next line of metrics.jsonl
+        self._skipped = 0.0  # steps of the interval that were left out, see `make_train_step`
         self._interval: list[_Timing] = []
         self._recent: deque[_Timing] = deque(maxlen=50)  # for the eye: steadier than one step
         self._shown_loss = math.nan
@@ -142,7 +148,9 @@ class RunLog:
             self._interval.append(timing)
             self._recent.append(timing)
         loss = float(scalars["loss"])
-        self._losses.append(loss)
+        self._skipped += scalars.get("skipped", 0)
+        if not scalars.get("skipped"):
+            self._losses.append(loss)
         # A loss that is not finite is shown at once, and forgotten as soon as one is again.
         smooth = math.isfinite(self._shown_loss)
         self._shown_loss = 0.95 * self._shown_loss + 0.05 * loss if smooth else loss
@@ -186,12 +194,18 @@ class RunLog:
             self._mark += self._clock() - began
 
     def _log(self, number: int, scalars: Mapping[str, float]) -> None:
-        values = dict(scalars) | {
-            "loss": sum(self._losses) / len(self._losses),
-            "images_per_second": self._rate(self._interval),
-            "data_wait": _share_waited(self._interval),
-        }
-        self._losses, self._interval = [], []
+        values = (
+            dict(scalars)
+            | {
+                "loss": sum(self._losses) / len(self._losses) if self._losses else math.nan,
+                "images_per_second": self._rate(self._interval),
+                "data_wait": _share_waited(self._interval),
+            }
+            | self._speed(self._interval)
+        )
+        if "skipped" in scalars:
+            values["skipped"] = self._skipped
+        self._losses, self._skipped, self._interval = [], 0.0, []
         self._write(number, values)
         self._to_tensorboard("train", number, values)
         self._tell("logged", number, values)
@@ -221,12 +235,26 @@ class RunLog:
             self._bar.update(self._task, completed=number, facts="  ".join(facts))
         elif last or now - self._last_line >= SECONDS_BETWEEN_LINES:
             self._last_line = now
+            facts[3:3] = self._told_speed()
             self.say("  ".join([f"step {number}/{self._total}", *facts]))
 
     def _rate(self, timings: Sequence[_Timing]) -> float:
         """Images per second, NaN before the second step."""
         seconds = sum(timing.seconds for timing in timings)
         return self._batch_size * len(timings) / seconds if seconds > 0 else math.nan
+
+    def _speed(self, timings: Sequence[_Timing]) -> dict[str, float]:
+        """FLOP/s, and as a share of the peak (model FLOPs utilisation), where they are known."""
+        rate = self._flops() * self._rate(timings) / self._batch_size
+        found = {"flops_per_second": rate, "mfu": rate / self._peak}
+        return {name: value for name, value in found.items() if not math.isnan(value)}
+
+    def _told_speed(self) -> list[str]:
+        speed = self._speed(self._recent)
+        if not speed:
+            return []
+        share = f" ({speed['mfu']:.0%} of the peak)" if "mfu" in speed else ""
+        return [f"{speed['flops_per_second'] / 1e12:.3g} TFLOP/s{share}"]
 
     def _seconds_left(self, number: int, now: float) -> float:
         """From the whole run so far, pauses included; NaN before the second step."""

@@ -15,8 +15,10 @@ import optax
 from flax import linen as nn
 
 from segjax.errors import SegjaxError, SegjaxWarning, held
+from segjax.training.accumulation import in_parts
 
 _SMALL_RATE = 0.05  # of a learning rate, where 1 is expected
+_MOST_SKIPPED = 20  # steps in a row: a state that is bad itself is not mended by skipping
 Batch = Mapping[str, jax.Array]
 Scalars = Mapping[str, jax.Array]
 
@@ -57,7 +59,7 @@ def make_state(
     key: jax.Array,
     image_shape: Sequence[int],
     ema: bool = False,
-    sharding: jax.sharding.Sharding | None = None,
+    sharding: Any = None,
 ) -> State:
     """The state before the first step.
 
@@ -67,7 +69,8 @@ def make_state(
         key: for the parameters.
         image_shape: (B, H, W, C) of a training input.
         ema: whether it holds a moving average of the variables.
-        sharding: where it lies, `sharding.replicated(mesh)`; by default on one device.
+        sharding: where it lies: `sharding.replicated(mesh)`, or a tree of shardings as of
+            `sharding.state_shardings`, which it is created with; by default on one device.
 
     Raises:
         SegjaxError: the shape has other axes.
@@ -96,6 +99,10 @@ def make_train_step(
     prepare: Callable[[jax.Array, Batch], tuple[jax.Array, Any]],
     key: jax.Array,
     ema: float | None = None,
+    accumulate: int = 1,
+    skip: bool = False,
+    state_sharding: Any = None,
+    at_use: Callable[[Any], Any] = lambda params: params,
 ) -> Callable[[State, Batch], tuple[State, Scalars]]:
     """The jitted training step; its first argument is donated.
 
@@ -117,14 +124,23 @@ def make_train_step(
             TensorFlow's ExponentialMovingAverage has it, so that the first weights, which mean
             nothing, are soon forgotten. Batch statistics are averaged with the parameters, as in
             EfficientNet's code and timm's: those at hand belong to other weights than the average.
+        accumulate: parts in which a batch is taken, one after the other, for want of memory. The
+            step is that of the batch at once, but for batch norm, whose statistics are of each
+            part; see `accumulation.in_parts`.
+        skip: leave the state as it was, but for the number of the step, where one of the scalars
+            is not finite.
+        state_sharding: of the state that is returned, a tree of shardings; by default as the
+            compiler leaves it.
+        at_use: of the parameters, as of `sharding.at_use`: what `apply` is given.
 
     Returns:
-        (state, batch) -> (state, {"loss", "gradient_norm", "learning_rate"}). The step is a pure
-        function: on n devices it computes what it computes on one.
+        (state, batch) -> (state, {"loss", "gradient_norm", "parameter_norm", "learning_rate"}), the
+        last norm that of the new parameters; and "skipped", 1 or 0, where such steps are. The step
+        is a pure function: on n devices it computes what it computes on one, up to rounding.
 
     Raises:
         SegjaxError: the schedule is no function; at the first step, the state has no moving average
-            though there is a decay, or has one without.
+            though there is a decay, or has one without; the batch does not divide into the parts.
 
     Warns:
         SegjaxWarning: the optimizer has a small learning rate of its own beside the schedule's.
@@ -145,30 +161,42 @@ def make_train_step(
     ) -> tuple[State, Scalars]:
         _check_ema(state, ema)
         augmentation, dropout = jax.random.split(key)
-        images, truth = prepare(augmentation, batch)
+        dropout = jax.random.fold_in(dropout, state.step)
 
-        def objective(params: Any) -> tuple[jax.Array, Any]:
+        def forward(params: Any, stats: Any, batch: Batch) -> tuple[tuple[Any, Any], Any]:
+            images, truth = prepare(augmentation, batch)
             output, changed = model.apply(
-                {"params": params, "batch_stats": state.batch_stats},
+                {"params": at_use(params), "batch_stats": stats},
                 images,
                 train=True,
                 mutable=["batch_stats"],
-                rngs={"dropout": jax.random.fold_in(dropout, state.step)},
+                rngs={"dropout": dropout},
             )
-            return loss(output, truth), changed.get("batch_stats", {})
+            return (output, truth), changed.get("batch_stats", {})
+
+        def objective(params: Any) -> tuple[jax.Array, Any]:
+            pair, stats = in_parts(forward, accumulate)(params, state.batch_stats, batch)
+            return loss(*pair), stats
 
         (value, stats), gradients = jax.value_and_grad(objective, has_aux=True)(state.params)
         updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
         rate = schedule(state.step)
         params = optax.apply_updates(state.params, optax.tree.scale(rate, updates))
-        norm = optax.tree.norm(gradients)
-        scalars = {"loss": value, "gradient_norm": norm, "learning_rate": rate}
+        scalars = {
+            "loss": value,
+            "gradient_norm": optax.tree.norm(gradients),
+            "parameter_norm": optax.tree.norm(params),
+            "learning_rate": rate,
+        }
         new = State(state.step + 1, params, stats, opt_state)
-        return new if ema is None else new.replace(ema=_averaged(state, new, ema)), scalars
+        new = new if ema is None else new.replace(ema=_averaged(state, new, ema))
+        return _skipping(state, new, scalars) if skip else (new, scalars)
 
     if jax.tree_util.all_leaves([schedule]):  # a plain function, such as optax's schedules
         schedule = jax.tree_util.Partial(schedule)
-    return partial(jax.jit(step, donate_argnums=0), key=key, schedule=schedule, ema=ema)
+    out = None if state_sharding is None else (state_sharding, None)
+    jitted = jax.jit(step, donate_argnums=0, out_shardings=out)
+    return partial(jitted, key=key, schedule=schedule, ema=ema)
 
 
 def _check_ema(state: State, decay: jax.Array | None) -> None:
@@ -178,6 +206,13 @@ def _check_ema(state: State, decay: jax.Array | None) -> None:
             f"The state has {has} moving average, but the step was given {given} of its decays: "
             "pass `ema` both to make_state, as True, and to make_train_step, as 0.999; or to none."
         )
+
+
+def _skipping(before: State, after: State, scalars: Scalars) -> tuple[State, Scalars]:
+    """The state after a step or, where a scalar is not finite, that before; and if that is so."""
+    good = jnp.isfinite(jnp.stack([*scalars.values()])).all()
+    kept = jax.tree.map(lambda new, old: jnp.where(good, new, old), after, before)
+    return kept.replace(step=after.step), {**scalars, "skipped": jnp.float32(~good)}
 
 
 def _averaged(before: State, after: State, decay: jax.Array) -> Any:
@@ -233,7 +268,28 @@ def _own_rate(optimizer: optax.GradientTransformation) -> float:
 
 
 class NotFinite(SegjaxError):
-    """Loss or gradient is not a finite number, so the state is spoilt."""
+    """A number is not finite, so the state is spoilt; `step` and `batch`, if it was a step's."""
+
+    def __init__(self, told: str, *, step: int | None = None, batch: Any = None) -> None:
+        super().__init__(told)
+        self.step, self.batch = step, batch
+
+
+def _check_finite(number: int, scalars: Mapping[str, float], batch: Batch) -> None:
+    """Raise NotFinite where a step's scalars are not."""
+    bad = [f"{name} is {x}" for name, x in scalars.items() if not math.isfinite(x)]
+    if not bad:
+        return
+    told = f"Training stopped at step {number}: {' and '.join(bad)}. "
+    if scalars.get("skipped"):
+        told += f"So it was in the {_MOST_SKIPPED} steps before, which were skipped. "
+    if isinstance(batch, Mapping) and "label" in batch:
+        told += (
+            f"The labels of its batch held {held(batch['label'])}; with one that is neither a "
+            "class nor ignored, a loss is NaN. If all are right: "
+        )
+    told += "Try a lower learning rate, a longer warm-up or float32."
+    raise NotFinite(told, step=number, batch=batch)
 
 
 class Every(NamedTuple):
@@ -252,7 +308,7 @@ def fit(
     observe: Callable[[int, Mapping[str, float], float], None] = lambda number, scalars, wait: None,
     every: Sequence[Every] = (),
     rescue: Callable[[int, State], None] = lambda number, state: None,
-    stop: Callable[[], bool] = lambda: False,
+    stop: Callable[[int], bool] = lambda number: False,
 ) -> State:
     """Take training steps from `state.step` until `until`.
 
@@ -267,43 +323,41 @@ def fit(
         observe: called with (step, scalars, seconds waited for its batch) once for every step.
         every: what to do now and then; the step's scalars are known to be finite by then.
         rescue: called with the last good (step, state) where the loop ends early: `stop` said so,
-            or the data or an action raised. Not after a loss that is not finite, whose state is
-            spoilt.
-        stop: asked after every step, and after what was to do then.
+            or the data or an action raised. Not after NotFinite, for the state is spoilt.
+        stop: asked with the number of every step, after it and what was to do then. Processes that
+            train as one must all be given the same answer.
 
     Returns:
         The state after the last step taken.
 
     Raises:
-        NotFinite: loss or gradient, naming the step and what the labels of its batch held.
+        NotFinite: loss, gradient or the new parameters, naming the step and what the labels of its
+            batch held; of steps that are skipped, many in a row.
         SegjaxError: the batches ended, naming the step.
         Exception: what `batches` and actions raise, after the rescue.
     """
     start = int(state.step)
-    pending: tuple[int, Scalars, float, Any] | None = None
+    pending: tuple[int, Scalars, float, Batch] | None = None
+    skipped = 0  # in a row
 
     def settle() -> None:
-        nonlocal pending
+        nonlocal pending, skipped
         if pending is None:
             return
-        number, scalars, wait, labels = pending
+        number, scalars, wait, batch = pending
         pending = None
         values = {name: float(x) for name, x in scalars.items()}
-        bad = [f"{name} is {x}" for name, x in values.items() if not math.isfinite(x)]
-        if bad:
-            told = f"Training stopped at step {number}: {' and '.join(bad)}. "
-            if labels is not None:
-                told += (
-                    f"The labels of its batch held {held(labels)}; with one that is neither a "
-                    "class nor ignored, a loss is NaN. If all are right: "
-                )
-            raise NotFinite(told + "Try a lower learning rate, a longer warm-up or float32.")
+        skipped = skipped + 1 if values.get("skipped") else 0
+        if skipped > _MOST_SKIPPED or not skipped:
+            _check_finite(number, values, batch)
         observe(number, values, wait)
 
     @contextmanager
     def rescued(number: int) -> Iterator[None]:
         try:
             yield
+        except NotFinite:  # of an action, such as an evaluation
+            raise
         except Exception:
             settle()
             rescue(number, state)
@@ -319,74 +373,18 @@ def fit(
                     "without end, as of `pipeline.train_batches`."
                 )
         wait = time.perf_counter() - asked
-        labels = batch.get("label") if isinstance(batch, Mapping) else None
         state, scalars = train_step(state, batch)
         settle()
-        pending = number, scalars, wait, labels
+        pending = number, scalars, wait, batch
         due = [e.action for e in every if number % e.steps == 0 or number == until]
         if due:
             settle()
         with rescued(number):
             for action in due:
                 action(number, state)
-        if number < until and stop():
+        if number < until and stop(number):
             settle()
             rescue(number, state)
             break
     settle()
     return state
-
-
-class Cost(NamedTuple):
-    """What a compiled step needs; memory in bytes per device."""
-
-    parameters: int
-    arguments: float
-    temporaries: float
-    outputs: float
-    compile_seconds: float
-
-
-def step_cost(
-    train_step: Callable[[State, Batch], tuple[State, Scalars]], state: Any, batch: Any
-) -> Cost:
-    """Compile a step for shapes alone, without data, and ask the compiler what it takes.
-
-    Args:
-        train_step: of `make_train_step`.
-        state, batch: trees of `jax.ShapeDtypeStruct` (with shardings, for several devices).
-
-    Returns:
-        A `Cost`; what a backend does not tell is NaN.
-    """
-    started = time.perf_counter()
-    if isinstance(train_step, partial):
-        # The very program that training runs, which finds it in the compilation cache.
-        jitted: Any = train_step.func
-        lowered = jitted.lower(state, batch, **train_step.keywords)
-    else:
-        lowered = jax.jit(train_step, donate_argnums=0).lower(state, batch)
-    compiled = lowered.compile()
-    seconds = time.perf_counter() - started
-    memory = compiled.memory_analysis()
-    return Cost(
-        parameters=sum(p.size for p in jax.tree.leaves(state.params)),
-        arguments=getattr(memory, "argument_size_in_bytes", math.nan),
-        temporaries=getattr(memory, "temp_size_in_bytes", math.nan),
-        outputs=getattr(memory, "output_size_in_bytes", math.nan),
-        compile_seconds=seconds,
-    )
-
-
-def step_flops(
-    train_step: Callable[[State, Batch], tuple[State, Scalars]], state: Any, batch: Any
-) -> float:
-    """FLOPs of a step on all devices, as it stands before compilation; two for a multiply-add.
-
-    The body of a loop counts once: give it a network that scans nothing.
-
-    Args:
-        train_step, state, batch: as of `step_cost`.
-    """
-    found: Any = jax.jit(train_step).lower(state, batch).cost_analysis()
-    return float(found["flops"])

@@ -31,7 +31,7 @@ def home(tmp_path_factory):
         Image.fromarray(mask).save(home / f"masks/val/{i}.png")
     make_mesh = sharding.make_mesh
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sharding, "make_mesh", lambda *_: make_mesh(jax.devices()[:1]))
+        patch.setattr(sharding, "make_mesh", lambda *_, **__: make_mesh(jax.devices()[:1]))
         main(TinyRecipe, ["train", "--data", str(home), "--run", str(home / "run")])
         yield home
 

@@ -8,13 +8,15 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
+import flax.linen as nn
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
 from PIL import Image
 from recipes import state_of
-from tiny import TinyRecipe, make_data
+from tiny import Tiny, TinyRecipe, make_data
 
 import segjax
 from segjax.commands.evaluate import evaluate
@@ -25,6 +27,7 @@ from segjax.commands.train import _since_best
 from segjax.errors import SegjaxError
 from segjax.evaluation import report
 from segjax.evaluation.report import read_metrics
+from segjax.models import Output
 from segjax.recipe import main
 from segjax.training import observers, optimizers, sharding
 from segjax.training.observers import Observer
@@ -35,7 +38,7 @@ def small(monkeypatch):
     """One device, so that a batch of two divides; and no curves, a third of the time."""
     monkeypatch.setattr(report, "plot_curves", lambda *_, **__: None, raising=False)
     make_mesh = sharding.make_mesh
-    monkeypatch.setattr(sharding, "make_mesh", lambda *_: make_mesh(jax.devices()[:1]))
+    monkeypatch.setattr(sharding, "make_mesh", lambda *_, **__: make_mesh(jax.devices()[:1]))
 
 
 @pytest.fixture
@@ -221,6 +224,10 @@ class Endless(TinyRecipe):
         (TinyRecipe, "--ema 1", "ema is 1.0; expected a decay between 0 and 1, such as 0.999"),
         (TinyRecipe, "--patience 0", "patience is 0; expected at least 1 evaluation"),
         (TinyRecipe, "--log-to tensorbored", "'wandb', 'mlflow'"),
+        (TinyRecipe, "--accumulate 0", "accumulate is 0; expected at least 1"),
+        (TinyRecipe, "--accumulate 3", "2 pictures in 3 parts (accumulate) does not divide among"),
+        (TinyRecipe, "--memory less", "invalid choice 'less' for argument '--memory'"),
+        (TinyRecipe, "--not-finite ignore", "invalid choice 'ignore' for argument"),
     ],
 )
 def test_values_that_no_field_can_have_are_told(recipe, options, told, capsys):
@@ -228,6 +235,13 @@ def test_values_that_no_field_can_have_are_told(recipe, options, told, capsys):
         main(recipe, ["cost", *options.split()])
     assert stopped.value.code == 2
     assert told in " ".join(capsys.readouterr().err.split())
+
+
+def test_choices_are_checked_in_python_too():
+    with pytest.raises(SegjaxError, match="memory is 'less'; expected one of plain, remat, fit"):
+        TinyRecipe(data=Path(), memory="less")
+    with pytest.raises(SegjaxError, match="not_finite is 'go on'; expected one of stop, skip"):
+        TinyRecipe(data=Path(), not_finite="go on")
 
 
 def test_both_in_python():
@@ -280,11 +294,27 @@ def test_weights_decay_as_told(home):
         train(home, "--weight-decay", 0.1, run="decay0")
 
 
+def test_a_batch_in_parts_is_the_batch(home, capsys):
+    """Of an uneven one: the second picture's mask is nearly all ignored."""
+    mask = np.full((16, 16), 255, np.uint8)
+    mask[0, :5] = 1
+    Image.fromarray(mask).save(home / "masks/train/1.png")
+    whole, parts = (train(home, "--accumulate", n, run=f"in{n}") for n in (1, 2))
+    states = [state_of(run)[1]["params"] for run in (whole, parts)]
+    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-5, atol=1e-7), *states)
+    assert lines_of(whole) == pytest.approx(lines_of(parts), rel=1e-5)
+    capsys.readouterr()
+    with pytest.raises(SystemExit):  # with batch norm it would be another training
+        train(home, "--accumulate", 1, run="in2")
+    assert "  accumulate: 2 in the run, 1 asked for" in capsys.readouterr().err
+
+
 def test_a_run_from_before_these_fields_goes_on(home, capsys):
     """They are not written in its recipe.json; at their defaults they change nothing."""
     run = train(home)
     stored = json.loads((run / "recipe.json").read_text())
-    for name in ("epochs", "weight_decay", "clip", "ema", "patience", "log_to"):
+    names = ("epochs", "weight_decay", "clip", "ema", "patience", "log_to")
+    for name in (*names, "accumulate", "memory", "not_finite"):
         del stored["fields"][name]
     (run / "recipe.json").write_text(json.dumps(stored))
     capsys.readouterr()
@@ -343,6 +373,105 @@ def test_a_run_with_an_average_goes_on_to_the_bit(home, capsys):
     assert "going on from step 3 of 7" in capsys.readouterr().out
     jax.tree.map(np.testing.assert_array_equal, state_of(straight)[1], state_of(resumed)[1])
     assert lines_of(straight, "mean_iou") == lines_of(resumed, "mean_iou")
+
+
+# What is not finite
+
+
+@dataclass(frozen=True, kw_only=True)
+class White(TinyRecipe):
+    """Its loss is NaN for a white picture, the second one."""
+
+    batch_size: int = 1
+
+    def loss(self, output, example):
+        return super().loss(output, example) + jnp.where(example.image.min() == 255, jnp.nan, 0)
+
+
+@pytest.fixture
+def white(home):
+    Image.new("RGB", (16, 16), "white").save(home / "images/train/1.png")
+    return home
+
+
+def test_the_batch_of_a_step_that_is_not_finite_is_kept_for_a_look(white, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        train(white, "--steps", 5, recipe=White)
+    assert stopped.value.code == 2
+    told, run = capsys.readouterr().err, white / "run"
+    (failed,) = (run / "failed").iterdir()
+    number = int(failed.name.removeprefix("step_"))
+    assert f"stopped at step {number}: loss is nan" in told and f"for a look: {failed}." in told
+    kept = f"of step {number - 1} is kept" if number > 1 else "No checkpoint yet"
+    assert kept in told
+    (row,) = json.loads((failed / "ids.json").read_text())
+    assert (row["record"], row["id"]) == (1, "1") and row["epoch"] == (number - 1) // 2
+    batch = np.load(failed / "batch.npz")
+    assert batch["image"].min() == 255 and batch["label"].shape == (1, 16, 16)
+    assert np.array_equal(np.asarray(Image.open(failed / "0_image.png")), batch["image"][0])
+    assert np.array_equal(np.asarray(Image.open(failed / "0_label.png")), batch["label"][0])
+
+    # To skip it is no other training.
+    train(white, "--steps", 5, "--not-finite", "skip", recipe=White)
+    assert state_of(run)[0] == 5
+    train(white, "--restart", "--yes", "--not-finite", "skip", recipe=White)
+    assert not failed.exists()
+
+
+def test_steps_that_are_not_finite_are_skipped_when_asked(white, capsys):
+    run = train(white, "--steps", 6, "--not-finite", "skip", recipe=White)
+    assert "3 of 6 steps were skipped, for they were not finite" in capsys.readouterr().out
+    assert sum(lines_of(run, "skipped")) == 3
+    losses = [line["loss"] for line in read_metrics(run / "metrics.jsonl") if "skipped" in line]
+    assert sum(loss is None for loss in losses) == 3
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(state_of(run)[1]["params"]))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Leaping(TinyRecipe):
+    """Its parameters are 1e30 after one step of a finite loss."""
+
+    def schedule(self):
+        return optimizers.constant(1e30)
+
+    def optimizer(self):
+        return optax.sgd(1.0)
+
+
+def test_absurd_parameters_are_saved_nowhere(home, capsys):
+    with pytest.raises(SystemExit):
+        train(home, recipe=Leaping)
+    told = capsys.readouterr().err
+    assert "stopped at step 1: parameter_norm is inf" in told and "No checkpoint yet." in told
+    assert not [p for p in (home / "run/checkpoints").iterdir() if p.is_dir()]
+
+
+class Drifting(Tiny):
+    """Its statistics overflow, which training alone does not see."""
+
+    @nn.compact
+    def __call__(self, images, *, train=False):
+        seen = self.variable("batch_stats", "seen", jnp.zeros, ())
+        if train:
+            seen.value += jnp.inf
+            return Output(nn.Conv(self.num_classes, (1, 1))(images))
+        return Output(nn.Conv(self.num_classes, (1, 1))(images) + seen.value - seen.value)
+
+
+@dataclass(frozen=True, kw_only=True)
+class OfDrifting(TinyRecipe):
+    """Finite in training, not in evaluation."""
+
+    def model(self):
+        return Drifting(2)
+
+
+def test_a_state_whose_held_out_loss_is_not_finite_is_not_saved(home, capsys):
+    with pytest.raises(SystemExit):
+        train(home, recipe=OfDrifting)
+    told = capsys.readouterr().err
+    assert "the loss on the held-out pictures is nan, so this state is not saved" in told
+    assert not [p for p in (home / "run/checkpoints").iterdir() if p.is_dir()]
 
 
 # When to stop
@@ -530,6 +659,10 @@ def test_help_tells_of_every_field(capsys):
         "--clip {None}|FLOAT The longest gradient",
         "--ema {None}|FLOAT Decay of a moving average",
         "--patience {None}|INT Evaluations without a better mean IoU",
+        "--accumulate INT Parts in which each device takes its pictures",
+        "--memory {plain,remat,fit} What is kept for the gradient",
+        "--not-finite {stop,skip} What a loss or gradient does",
+        "--profile INT Trace so many steps",
         "--log-to [{wandb,mlflow} [{wandb,mlflow} ...]] Services that are told",
     ):
         assert text in told

@@ -19,7 +19,7 @@ from segjax.training import optimizers, sharding
 def one_device(monkeypatch):
     """As `trained` has it; and without the report."""
     make_mesh = sharding.make_mesh
-    monkeypatch.setattr(sharding, "make_mesh", lambda *_: make_mesh(jax.devices()[:1]))
+    monkeypatch.setattr(sharding, "make_mesh", lambda *_, **__: make_mesh(jax.devices()[:1]))
     monkeypatch.setattr("segjax.commands.train.evaluate", lambda *_, **__: {})
 
 
@@ -54,7 +54,7 @@ def two_steps(trained):
     """A run of two constant steps."""
     make_mesh = sharding.make_mesh
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sharding, "make_mesh", lambda *_: make_mesh(jax.devices()[:1]))
+        patch.setattr(sharding, "make_mesh", lambda *_, **__: make_mesh(jax.devices()[:1]))
         patch.setattr("segjax.commands.train.evaluate", lambda *_, **__: {})
         train(trained, trained / "two", "--steps", 2)
     return trained / "two"

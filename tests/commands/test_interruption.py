@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM, once and twice, as processes are sent them."""
+"""Signals, once and twice, as processes are sent them; and outputs that nobody reads any more."""
 
 import os
 import re
@@ -9,8 +9,15 @@ import sys
 import time
 from pathlib import Path
 
+import jax
+import numpy as np
 import pytest
 import tiny
+
+from segjax.commands.run import Run
+from segjax.commands.trained import load_step
+from segjax.evaluation import report
+from segjax.training.checkpoint import Checkpoints
 
 SLOW = """
 import time
@@ -73,7 +80,7 @@ def test_once_stops_after_the_step_and_the_same_command_goes_on(start, tmp_path)
     home = tiny.make_data(tmp_path / "data")
     command = train(home, "--steps", 10**6, "--evaluate-every", 10**6)
     done = 0
-    for number in (signal.SIGINT, signal.SIGTERM):
+    for number in (signal.SIGINT, signal.SIGHUP, signal.SIGUSR1):
         process = start(*command)
         if done:
             wait_for(f"going on from step {done} of 1000000", process.stdout)
@@ -117,6 +124,108 @@ def test_twice_ends_a_step_that_takes_long(start, tmp_path):
     process.send_signal(signal.SIGINT)
     began = time.monotonic()
     assert end(process)[2] == 130 and time.monotonic() - began < 10
+
+
+# Held-out pictures take half a second each, once the training runs and where a file says so.
+SLOW_TO_EVALUATE = """
+import time
+from pathlib import Path
+from segjax.data.folder import Folder
+from tiny import TinyRecipe
+from segjax.recipe import main
+
+read = Folder.__getitem__
+
+def slowly(self, i):
+    if self.split == "val" and Path("slow").exists() and Path("stopped/metrics.jsonl").exists():
+        time.sleep(0.5)
+    return read(self, i)
+
+Folder.__getitem__ = slowly
+
+if __name__ == "__main__":
+    main(TinyRecipe)
+"""
+
+
+def test_a_stop_breaks_an_evaluation_off_which_is_done_again(start, tmp_path):
+    """What comes out is what would have, had there been no stop."""
+    home = tiny.make_data(tmp_path / "data")
+    for kind in ("images", "masks"):
+        for i in range(2, 60):
+            shutil.copy(home / kind / "val/0.png", home / kind / f"val/{i}.png")
+    (tmp_path / "recipe.py").write_text(SLOW_TO_EVALUATE)
+    (tmp_path / "slow").touch()
+    command = [tmp_path / "recipe.py", "train", "--data", home]
+    command += ["--steps", 4, "--evaluate-every", 2, "--run"]
+    undisturbed = start(*command, "whole")
+    stopped = start(*command, "stopped")
+    metrics = tmp_path / "stopped/metrics.jsonl"
+    until = time.monotonic() + 60
+    while time.monotonic() < until and not (
+        metrics.exists() and '"step": 2' in metrics.read_text()
+    ):
+        time.sleep(0.05)
+    stopped.send_signal(signal.SIGTERM)
+    _, told, status = end(stopped)
+    assert status == 143 and "Interrupted after step 2; the same command" in told
+    assert "mean_iou" not in metrics.read_text()
+    with Checkpoints(tmp_path / "stopped/checkpoints") as checkpoints:
+        assert checkpoints.newest == 2 and not checkpoints.scored(2)
+    (tmp_path / "slow").unlink()
+    again = start(*command, "stopped")
+    assert "step 2  mean_iou" in end(again)[0] and end(undisturbed)[2] == again.returncode == 0
+
+    def outcome(run):
+        lines = report.read_metrics(tmp_path / run / "metrics.jsonl")
+        told = [(x["step"], x["loss"], x.get("mean_iou")) for x in lines]
+        step, trained = load_step(Run(tmp_path / run), "best")
+        return told, step, jax.tree.map(np.asarray, trained.variables)
+
+    (lines, step, weights), (want, best, others) = outcome("stopped"), outcome("whole")
+    assert (lines, step) == (want, best)
+    jax.tree.map(np.testing.assert_array_equal, weights, others)
+
+
+def test_an_output_that_is_closed_ends_no_training(start, tmp_path):
+    home = tiny.make_data(tmp_path / "data")
+    process = start(*train(home, "--steps", 4))
+    process.stdout.readline()
+    process.stdout.close()
+    process.stdout = None
+    told = process.communicate(timeout=60)[1]
+    assert process.returncode == 0
+    assert told == "The output is read by nobody any more; the command goes on.\n"
+    assert (home / "run/report/scores.json").exists()
+    assert "mean_iou" in (home / "run/metrics.jsonl").read_text()
+
+
+def test_a_terminal_that_knows_ascii_alone_and_is_closed(tmp_path):
+    home = tiny.make_data(tmp_path / "data")
+    ours, theirs = os.openpty()
+    command = [sys.executable, *train(home, "--steps", 10**6, "--evaluate-every", 10**6)]
+    environment = os.environ | {
+        "TERM": "xterm", "LANG": "C", "PYTHONIOENCODING": "ascii", "JAX_NUM_CPU_DEVICES": "1",
+        "JAX_PLATFORMS": "cpu", "PYTHONPATH": os.pathsep.join(sys.path),
+    }  # fmt: skip
+    process = subprocess.Popen(
+        [str(word) for word in command],
+        env=environment,
+        preexec_fn=lambda: os.login_tty(theirs),
+    )
+    os.close(theirs)
+    try:
+        shown = b""
+        while b"img/s" not in shown:
+            shown += os.read(ours, 1000)
+        os.close(ours)
+        assert process.wait(60) == 128 + signal.SIGHUP
+    finally:
+        process.kill()
+        process.wait()
+    assert b"Error" not in shown and shown.isascii()
+    with Checkpoints(home / "run/checkpoints") as checkpoints:
+        assert checkpoints.newest
 
 
 def test_other_verbs_end_without_a_traceback(start, tmp_path):

@@ -234,7 +234,7 @@ def test_a_picture_is_not_written_over(suffix, trained, tmp_path, capsys, large)
     else:
         with pytest.raises(SystemExit):
             main(TinyRecipe, command)
-        assert "a.tif: its label would be written over it" in capsys.readouterr().err
+        assert "a.tif: would be written over by what is made of it" in capsys.readouterr().err
     assert path.read_bytes() == before
 
 

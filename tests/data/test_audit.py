@@ -381,3 +381,37 @@ def test_examples_that_break_the_contract_are_found():
         check({"train": Given((high, wide))}, canvases=ANY)
     (told,) = found(train=(high, (picture(2), mixed())))["unusable example"]
     assert told.startswith("p0: the label holds 77 (600 pixels); expected a class, 0 to 2")
+
+
+@pytest.mark.parametrize(
+    "size, orientation, told",
+    [
+        ((30, 30), 6, "turned by 90° clockwise"),
+        ((30, 30), 5, "mirrored and turned by 90°"),
+        ((20, 30), 2, "mirrored left to right"),
+        ((20, 30), 3, "turned by 180°"),
+        ((20, 30), 6, None),  # its mask fits the pixels as they are stored
+        ((30, 30), 1, None),
+        ((30, 30), 99, None),
+    ],
+)
+def test_a_picture_that_exif_turns_and_its_mask_not(size, orientation, told, tmp_path):
+    for kind in ("images", "masks"):
+        (tmp_path / kind).mkdir()
+    exif = Image.Exif()
+    exif[274] = orientation
+    for i in range(2):
+        given = {"exif": exif} if i else {}
+        Image.fromarray(picture(i, size)).save(tmp_path / f"images/{i}.jpg", **given)
+        Image.fromarray(mixed(size)).save(tmp_path / f"masks/{i}.png")
+    source = Folder(tmp_path, ("no", "a", "b"), voc_palette(3))
+    result = audit({"train": source})
+    cases = {kind.what: (kind, of) for kind, of in result.findings.items()}
+    assert not result.failed and len(cases) == (told is not None)
+    if told:
+        kind, (case,) = cases["picture turned by EXIF, its mask not"]
+        assert (case.examples, case.text) == ((("train", 1),), f"train: 1: {told}")
+        assert "exif_transpose" in kind.advice
+        # A mask that says the same of itself is turned by the same tools.
+        Image.fromarray(mixed(size)).save(tmp_path / "masks/1.png", exif=exif)
+        assert not audit({"train": source}).findings

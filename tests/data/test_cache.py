@@ -9,7 +9,7 @@ import pytest
 
 from segjax.data import cache
 from segjax.data.pipeline import train_batches
-from segjax.errors import SegjaxError
+from segjax.errors import SegjaxError, SegjaxWarning
 
 
 @dataclass(frozen=True)
@@ -135,3 +135,54 @@ def test_a_source_without_files_is_kept_in_memory(source):
     kept = cache.in_memory(source)
     with pytest.raises(SegjaxError, match='is not made of files; take cache="memory"'):
         on_disk(kept)
+
+
+def cut(path):
+    path.write_bytes(path.read_bytes()[:-7])
+
+
+def flip(path):
+    content = bytearray(path.read_bytes())
+    content[30] ^= 1
+    path.write_bytes(content)
+
+
+def garbage(path):
+    path.write_bytes(bytes(range(256)) * 3)
+
+
+def another_form(path):
+    path.write_text('[["a", {"image": ["|u1", [2, 3, 3], 0]}]]')  # without a checksum
+
+
+@pytest.mark.parametrize("name", ["examples", "index.json"])
+@pytest.mark.parametrize(
+    "damage",
+    [cut, garbage, another_form, lambda path: path.unlink(), lambda path: path.write_bytes(b"")],
+)
+def test_what_is_damaged_is_made_anew(damage, name, source, tmp_path):
+    on_disk(source)
+    (folder,) = (tmp_path / "cache/segjax/decoded").iterdir()
+    damage(folder / name)
+    source.reads.clear()
+    with pytest.warns(SegjaxWarning, match="are damaged; they are made anew"):
+        kept = on_disk(source)
+    for i in range(3):
+        np.testing.assert_array_equal(kept[i]["image"], source[i]["image"])
+    assert [*(tmp_path / "cache/segjax/decoded").iterdir()] == [folder]
+    source.reads.clear()
+    on_disk(source)  # without a warning
+    assert not source.reads
+
+
+def test_a_flipped_bit_is_found_where_it_is_read(source, tmp_path):
+    on_disk(source)
+    (folder,) = (tmp_path / "cache/segjax/decoded").iterdir()
+    flip(folder / "examples")
+    kept = on_disk(source)
+    with pytest.warns(SegjaxWarning, match="damaged; é0 is decoded anew, and all at the next"):
+        np.testing.assert_array_equal(kept[0]["image"], source[0]["image"])
+    kept[1]  # whole
+    with pytest.warns(SegjaxWarning, match="are made anew"):
+        kept = on_disk(source)
+    np.testing.assert_array_equal(kept[0]["image"], source[0]["image"])

@@ -275,3 +275,47 @@ def test_convolutions_start_as_he_and_scores_at_zero(model):
             want = np.sqrt(2 / np.prod(leaf.shape[2 * up : -1]))
         assert np.std(leaf) == pytest.approx(want, rel=0.15), names
         assert abs(np.mean(leaf)) <= 0.2 * want, names
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        UNet(2, widths=(4, 8), dropout=0.3),
+        UNetPlusPlus(2, widths=(4, 8), dropout=0.3),
+        FCN(2, widths=(4, 4, 4, 8, 8), classifier_width=None, padding="same"),
+    ],
+    ids=lambda model: type(model).__name__,
+)
+def test_remat_keeps_less_for_the_gradient_and_changes_no_bit(model):
+    """Neither of values, gradients and statistics nor of the parameters' names."""
+    images = np.random.default_rng(0).normal(size=(2, 32, 32, 3)).astype(np.float32)
+    variables = model.init(jax.random.key(0), images)
+
+    def forward(model, params):
+        output, changed = model.apply(
+            {**variables, "params": params},
+            images,
+            train=True,
+            mutable=["batch_stats"],
+            rngs={"dropout": jax.random.key(1)},
+        )
+        return (output.logits + 1).sum() ** 2, changed
+
+    @partial(jax.jit, static_argnums=0)
+    def gradient(model):
+        params = variables["params"]
+        return jax.value_and_grad(partial(forward, model), has_aux=True)(params)
+
+    def kept(model):
+        _, pull, _ = jax.eval_shape(
+            lambda params: jax.vjp(partial(forward, model), params, has_aux=True),
+            variables["params"],
+        )
+        return sum(leaf.size for leaf in jax.tree.leaves(pull))
+
+    less = model.clone(remat=True)
+    assert jax.eval_shape(less.init, jax.random.key(0), images) == jax.eval_shape(
+        model.init, jax.random.key(0), images
+    )
+    jax.tree.map(np.testing.assert_array_equal, gradient(less), gradient(model))
+    assert kept(less) < 0.7 * kept(model)

@@ -93,6 +93,37 @@ def test_rates_leave_out_the_compilation_and_pauses(make_log, clock, tmp_path):
     assert (second["images_per_second"], second["data_wait"]) == (16 / 4, 1 / 4)
 
 
+def test_flops_are_told_from_when_they_are_known(make_log, clock, tmp_path):
+    known = [math.nan]
+    with make_log(flops=lambda: known[-1], peak=4e12) as log:
+        for number in range(1, 5):
+            known += [3e12] if number == 3 else []
+            advance(log, clock, number, seconds=20)
+    first, second = lines(tmp_path)
+    assert not {"flops_per_second", "mfu"} & first.keys()
+    assert (second["flops_per_second"], second["mfu"]) == (3e12 / 20, 3 / 80)
+
+
+def test_a_share_of_an_unknown_peak_is_not_told(make_log, clock, tmp_path):
+    with make_log(total=2, flops=lambda: 3e12) as log:
+        advance(log, clock, 1, seconds=20)
+        advance(log, clock, 2, seconds=2)
+    assert "img/s  1.5 TFLOP/s  wait" in log.out.getvalue().splitlines()[-1]
+    (line,) = lines(tmp_path)
+    assert line["flops_per_second"] == 1.5e12 and "mfu" not in line
+    with make_log(total=2, flops=lambda: 3e12, peak=3e12) as log:
+        advance(log, clock, 1, seconds=20)
+        advance(log, clock, 2, seconds=2)
+    assert "img/s  1.5 TFLOP/s (50% of the peak)  wait" in log.out.getvalue().splitlines()[-1]
+
+
+def test_skipped_steps_are_counted_and_no_part_of_the_loss(make_log, clock, tmp_path):
+    with make_log(log_every=3) as log:
+        for number, loss in enumerate((1.0, math.nan, 3.0, math.nan, math.nan, math.nan), 1):
+            advance(log, clock, number, loss=loss, skipped=float(math.isnan(loss)))
+    assert [(line["loss"], line["skipped"]) for line in lines(tmp_path)] == [(2, 1), (None, 3)]
+
+
 def test_a_line_of_the_first_step_alone_has_no_rate(make_log, clock, tmp_path):
     with make_log(log_every=1) as log:
         advance(log, clock, 1)

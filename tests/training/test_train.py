@@ -20,7 +20,8 @@ from segjax.data.augment import Normalise, compose, random_flip, random_scale_cr
 from segjax.errors import SegjaxError, SegjaxWarning
 from segjax.models import Output, UNet
 from segjax.training import losses, optimizers, sharding
-from segjax.training.train import Every, State, fit, make_state, make_train_step, step_cost
+from segjax.training.cost import step_cost
+from segjax.training.train import Every, NotFinite, State, fit, make_state, make_train_step
 
 BATCH, SIDE, CROP, CLASSES = 8, 20, 16, 3
 MODEL = UNet(CLASSES, widths=(3, 4), dropout=0.3)
@@ -158,6 +159,7 @@ def test_one_golden_step(mesh):
     _, scalars = training()(first_state(mesh), sharding.put(batch_of(0), mesh))
     got = {name: float(x) for name, x in scalars.items()}
     golden = {"loss": 2.0959330, "gradient_norm": 2.1116264, "learning_rate": 0.05}
+    assert got.pop("parameter_norm") == pytest.approx(10.3546982, rel=1e-5)
     assert got == pytest.approx(golden, rel=1e-5), (
         "A training step no longer computes what it did. If that is meant (another initialisation, "
         "augmentation, loss or order of random keys), runs made before cannot be taken up or "
@@ -444,8 +446,7 @@ def test_nothing_is_done_where_all_is_done(calls, until):
 
 
 def test_a_stop_rescues_the_state_of_the_last_step(calls):
-    asked = iter([False, True])
-    state = calls.fit([1, 2, 3], until=3, every=[calls.every(5, "a")], stop=lambda: next(asked))
+    state = calls.fit([1, 2, 3], until=3, every=[calls.every(5, "a")], stop=lambda n: n == 2)
     assert calls[-2:] == ["observe 2: 2", "rescue 2: 3"]
     assert "batch 3" not in calls and int(state.step) == 2
 
@@ -453,13 +454,13 @@ def test_a_stop_rescues_the_state_of_the_last_step(calls):
 def test_what_is_done_at_a_step_may_say_stop(calls):
     asked = []
     state = calls.fit(
-        [1, 2, 3], until=3, every=[Every(2, lambda *_: asked.append(1))], stop=lambda: bool(asked)
+        [1, 2, 3], until=3, every=[Every(2, lambda *_: asked.append(1))], stop=lambda n: bool(asked)
     )
     assert calls[-2:] == ["observe 2: 2", "rescue 2: 3"] and int(state.step) == 2
 
 
 def test_a_stop_after_the_last_step_is_no_early_end(calls):
-    calls.fit([1], until=1, every=[calls.every(5, "a")], stop=lambda: True)
+    calls.fit([1], until=1, every=[calls.every(5, "a")], stop=lambda number: True)
     assert calls == ["batch 1", "observe 1: 1", "a 1: 1"]
 
 
@@ -496,13 +497,12 @@ def not_finite(step):
 def test_a_loss_that_is_not_finite_ends_it_before_any_action(calls, bad, stop):
     """Between the actions, at the step of one, at the last step, and where a stop is asked for."""
     numbers = range(1, 6)
-    asked = iter(numbers)
     with not_finite(bad):
         calls.fit(
             [float("nan") if number == bad else 1 for number in numbers],
             until=5,
             every=[calls.every(2, "action")],
-            stop=lambda: next(asked) == bad and stop,
+            stop=lambda number: number == bad and stop,
         )
     seen = [call for call in calls if not call.startswith("batch")]
     expected = []
@@ -525,6 +525,81 @@ def test_a_gradient_that_is_not_finite_ends_it_too():
 
     with pytest.raises(SegjaxError, match="at step 1: gradient_norm is inf\\. "):
         fit(State(jnp.int32(0), {}, {}, {}), step, iter([0]), until=1)
+
+
+def test_parameters_that_are_absurd_after_a_finite_loss_end_it(mesh):
+    """1e30 is a float32, but the sum of its squares is none."""
+    step = make_step(
+        Linear(), loss=cross_entropy, prepare=PREPARE, schedule=optimizers.constant(1e30)
+    )
+    batches = sharding.prefetch(map(batch_of, itertools.count()), mesh)
+    with pytest.raises(SegjaxError, match="at step 1: parameter_norm is inf\\. ") as error:
+        fit(first_state(mesh, Linear()), step, batches, until=3)
+    np.testing.assert_array_equal(error.value.batch["record"], batch_of(0)["record"])
+    assert error.value.step == 1
+
+
+def test_a_step_that_is_not_finite_is_skipped(mesh):
+    """Its update is left out, optimiser, statistics and average too; the number goes on."""
+
+    def loss(output, example):
+        return cross_entropy(output, example) / (example.image[0, 0, 0, 1] < 1e6)
+
+    step = make_step(MODEL, loss=loss, prepare=PREPARE, ema=DECAY, skip=True)
+    bad = dict(batch_of(1), image=batch_of(1)["image"].astype(np.float32) + 1e7)
+    state = first_state(mesh).with_ema()
+    good = dict(batch_of(0), image=batch_of(0)["image"].astype(np.float32))
+    state, scalars = step(state, sharding.put(good, mesh))
+    before = jax.device_get(state)
+    state, bad_scalars = step(state, sharding.put(bad, mesh))
+    assert (float(scalars["skipped"]), float(bad_scalars["skipped"])) == (0, 1)
+    assert not np.isfinite(float(bad_scalars["loss"]))
+    assert int(state.step) == 2
+    assert_equal(jax.device_get(state).replace(step=before.step), before)
+
+
+@pytest.mark.parametrize("bad, stops", [([1, 3, 4], None), (range(2, 60), 22)])
+def test_skipped_steps_go_on_unless_there_is_no_end_of_them(bad, stops):
+    def step(state, batch):
+        loss = jnp.nan if batch in bad else 1.0
+        return state.replace(step=state.step + 1), {"loss": loss, "skipped": float(batch in bad)}
+
+    seen = []
+
+    def go():
+        fit(
+            State(jnp.int32(0), {}, {}, {}),
+            step,
+            itertools.count(1),
+            until=50,
+            observe=lambda number, scalars, wait: seen.append(scalars["skipped"]),
+        )
+
+    if stops is None:
+        go()
+        assert sum(seen) == 3 and len(seen) == 50
+        return
+    with pytest.raises(SegjaxError, match=f"at step {stops}: .*the 20 steps before, which were sk"):
+        go()
+    assert len(seen) == stops - 1
+
+
+def test_a_spoilt_state_that_an_action_finds_is_not_rescued(calls):
+    def evaluate(number, state):
+        raise NotFinite("the loss is nan")
+
+    with pytest.raises(NotFinite):
+        calls.fit([1, 2, 3], until=3, every=[Every(2, evaluate)])
+    assert not any("rescue" in call for call in calls)
+
+
+def test_a_batch_that_is_all_ignored_is_no_failure(mesh):
+    batch = dict(batch_of(0), label=np.full_like(batch_of(0)["label"], 255))
+    before = first_state(mesh, Linear())
+    kept = jax.device_get(before.params)
+    state, scalars = training(Linear())(before, sharding.put(batch, mesh))
+    assert float(scalars["loss"]) == float(scalars["gradient_norm"]) == 0
+    assert_equal(jax.device_get(state.params), kept)
 
 
 @pytest.mark.parametrize("place", [np.asarray, lambda x: sharding.put(x, sharding.make_mesh())])

@@ -38,7 +38,7 @@ def of_pixels(logits: jax.Array, labels: jax.Array, ignore_label: int) -> Masked
     labels = jnp.asarray(labels, jnp.int32)
     valid = labels != ignore_label
     # Already here: the gradient of an ignored pixel is 0 times that of its logits, NaN for an inf.
-    logits = jnp.where(valid[..., None], logits.astype(jnp.float32), 0)
+    logits = jnp.where(valid[..., None], _at_least_float32(logits), 0)
     if logits.shape[-1] == 1:
         logits = jnp.concatenate([jnp.zeros_like(logits), logits], axis=-1)
     # A comparison with all classes instead of a gather: its gradient needs no scatter.
@@ -64,7 +64,11 @@ def of_channels(logits: jax.Array, labels: jax.Array, ignore_label: int) -> Mask
     valid = jnp.broadcast_to(labels != ignore_label, logits.shape)
     truth = (labels == (1 if of_each else jnp.arange(logits.shape[-1]))) & valid
     wrong = valid & ~(truth | (labels == 0) if of_each else truth.any(-1, keepdims=True))
-    return Masked(jnp.where(valid, logits.astype(jnp.float32), 0), truth, valid, wrong)
+    return Masked(jnp.where(valid, _at_least_float32(logits), 0), truth, valid, wrong)
+
+
+def _at_least_float32(logits: jax.Array) -> jax.Array:
+    return logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
 
 
 def mean(values: jax.Array, counted: jax.Array) -> jax.Array:

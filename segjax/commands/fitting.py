@@ -1,0 +1,85 @@
+"""Which way to take a training step so that it fits the memory at hand."""
+
+import dataclasses
+import math
+from typing import TYPE_CHECKING
+
+import jax
+from jax.sharding import Mesh
+
+from segjax.commands.cost import step_in_shapes
+from segjax.errors import SegjaxError
+from segjax.inference import memory
+from segjax.training.cost import step_cost
+from segjax.training.processes import from_all_processes
+
+if TYPE_CHECKING:
+    from segjax.recipe import Recipe
+
+_GIB = 2**30
+
+
+def fitted(recipe: "Recipe", mesh: Mesh) -> tuple["Recipe", str]:
+    """The recipe, whose memory="fit" has become "plain" or "remat", and why, in a line.
+
+    The step is compiled for shapes, and training finds it in the compilation cache. Of several
+    processes all choose alike: what fits each.
+
+    Raises:
+        SegjaxError: neither fits; with what would.
+    """
+    room = _room(mesh)
+    needs: dict[str, float] = {}
+    for way in ("plain", "remat"):
+        tried = dataclasses.replace(recipe, memory=way)
+        if way == "remat" and not hasattr(recipe.model(), "remat"):
+            continue
+        needs[way] = _need(tried, mesh)
+        if all(from_all_processes(needs[way] <= room)):
+            told = ", ".join(f"{name} takes {_gib(need)}" for name, need in needs.items())
+            return tried, f"memory: {way}; {told} of {_gib(room)} for each device"
+    raise SegjaxError(_told(tried, mesh, needs, room))
+
+
+def _told(recipe: "Recipe", mesh: Mesh, needs: dict[str, float], room: float) -> str:
+    """What does not fit, and what to change."""
+    share = recipe.batch_size // mesh.shape["data"]
+    each = " and ".join(f"{_gib(need)} ({way})" for way, need in needs.items())
+    told = (
+        f"A step of {recipe.batch_size} × {recipe.crop[0]}×{recipe.crop[1]} on {mesh.size} × "
+        f"{mesh.devices.flat[0].device_kind} takes {each} of memory on each device; {_gib(room)} "
+        "are there for it."
+    )
+    for parts in range(recipe.accumulate + 1, share + 1):
+        if share % parts:
+            continue
+        need = _need(dataclasses.replace(recipe, accumulate=parts), mesh)
+        if need <= room:
+            return (
+                f"{told} With --accumulate {parts} it takes {_gib(need)}; or take a smaller batch."
+            )
+    told += " One picture at a time does not fit either (--accumulate): take smaller crops"
+    return told + (", a smaller network, or split the state (--shard data).")
+
+
+def _need(recipe: "Recipe", mesh: Mesh) -> float:
+    """Bytes of a step on each device; infinite where the compiler itself refuses it."""
+    try:
+        return step_cost(*step_in_shapes(recipe, mesh)).memory
+    except jax.errors.JaxRuntimeError as error:
+        if memory.exhausted(error):
+            return math.inf
+        raise
+
+
+def _room(mesh: Mesh) -> float:
+    """Bytes that a step may take on each device; on the host they share what is free."""
+    stats = jax.local_devices()[0].memory_stats() or {}
+    sharing = 1 if "bytes_limit" in stats else len(mesh.local_devices)
+    return memory.SHARE * memory.left() / sharing
+
+
+def _gib(size: float) -> str:
+    if math.isinf(size):
+        return "more than the device has"
+    return f"{size / _GIB:.2f} GiB"

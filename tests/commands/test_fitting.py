@@ -1,0 +1,118 @@
+"""The field memory: which way a step is taken, by what there is, and what is told where none is."""
+
+import re
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from recipes import state_of
+from tiny import TinyRecipe, make_data
+
+from segjax.commands import fitting
+from segjax.commands.cost import step_in_shapes
+from segjax.commands.run import Run
+from segjax.errors import SegjaxError
+from segjax.evaluation import report
+from segjax.inference import memory
+from segjax.models import SETRNaive
+from segjax.recipe import main
+from segjax.training import sharding
+from segjax.training.cost import step_cost
+
+
+@dataclass(frozen=True, kw_only=True)
+class Deep(TinyRecipe):
+    """A SETR: of its blocks XLA keeps less with remat on CPUs, too."""
+
+    batch_size: int = 8
+    crop: tuple[int, int] = (64, 64)
+    canvas: tuple[int, int] = (64, 64)
+    evaluate_every: int = 2
+
+    def model(self):
+        encoder = {"depth": 8, "width": 32, "heads": 2, "patch": 4, "grid": (4, 4)}
+        return SETRNaive(2, channels=4, auxiliary_taps=(3,), **encoder)
+
+
+@pytest.fixture(autouse=True)
+def small(monkeypatch):
+    monkeypatch.setattr(report, "plot_curves", lambda *_, **__: None, raising=False)
+    make_mesh = sharding.make_mesh
+    monkeypatch.setattr(sharding, "make_mesh", lambda *_, **__: make_mesh(jax.devices()[:1]))
+
+
+@pytest.fixture(scope="module")
+def needs():
+    """What a step takes in each way, by the compiler."""
+    mesh = sharding.make_mesh(jax.devices()[:1])
+
+    def need(**fields):
+        recipe = replace(Deep(data=Path()), **fields)
+        return step_cost(*step_in_shapes(recipe, mesh)).memory
+
+    return {
+        "plain": need(),
+        "remat": need(memory="remat"),
+        "parts": need(memory="remat", accumulate=2),
+    }
+
+
+@pytest.fixture
+def room(monkeypatch):
+    """Says how much a step may take."""
+    return lambda size: monkeypatch.setattr(memory, "left", lambda: size / memory.SHARE)
+
+
+def test_each_way_takes_less(needs):
+    assert needs["parts"] < needs["remat"] < 0.7 * needs["plain"]
+
+
+@pytest.mark.parametrize("way", ["plain", "remat"])
+def test_the_first_way_that_fits_is_taken(way, needs, room):
+    room(1.001 * needs[way])
+    taken, told = fitting.fitted(Deep(data=Path(), memory="fit"), sharding.make_mesh())
+    assert taken == Deep(data=Path(), memory=way)
+    assert told.startswith(f"memory: {way}; plain takes ") and told.endswith("for each device")
+
+
+def test_where_none_fits_what_would_is_told(needs, room):
+    room(1.001 * needs["parts"])
+    told = r"step of 8 × 64×64 on 1 × cpu takes .* GiB \(plain\) and .* GiB \(remat\) .*"
+    with pytest.raises(SegjaxError, match=told + r" With --accumulate 2 it takes 0\.\d\d GiB;"):
+        fitting.fitted(Deep(data=Path(), memory="fit"), sharding.make_mesh())
+    room(1000)
+    with pytest.raises(SegjaxError, match="One picture at a time does not fit either"):
+        fitting.fitted(Deep(data=Path(), memory="fit", batch_size=1), sharding.make_mesh())
+
+
+def test_devices_that_share_the_host_share_its_memory(room):
+    room(800)
+    mesh = jax.make_mesh((8,), ("data",), (jax.sharding.AxisType.Auto,), devices=jax.devices())
+    assert fitting._room(mesh) == pytest.approx(100)
+
+
+def test_a_run_goes_on_where_another_way_fits(tmp_path, needs, room, capsys):
+    """On another machine: the network's field is another, its values are not."""
+    home = make_data(tmp_path / "data")
+
+    def train(run, steps, *more):
+        options = ["--data", str(home), "--run", str(run), "--steps", str(steps), *more]
+        main(Deep, ["train", *options, "--learning-rate", "0"])
+        return state_of(run)[1]["params"]
+
+    room(1.001 * needs["remat"])
+    train(tmp_path / "run", 2, "--memory", "fit")
+    assert re.search(r"memory: remat; plain takes .*, remat takes", capsys.readouterr().out)
+    run = Run(tmp_path / "run")
+    assert run.fields["memory"] == "fit" and run.rebuild("model").remat
+    resumed = train(tmp_path / "run", 4)
+    assert "going on from step 2 of 4" in capsys.readouterr().out
+    jax.tree.map(np.testing.assert_array_equal, resumed, train(tmp_path / "straight", 4))
+
+
+def test_a_network_that_knows_no_remat_is_told(capsys):
+    with pytest.raises(SystemExit):
+        main(TinyRecipe, ["cost", "--memory", "remat"])
+    assert "Tiny has no field remat. Take 'plain'" in capsys.readouterr().err
