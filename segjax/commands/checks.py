@@ -143,8 +143,11 @@ def files_of(source: Any) -> list[Path]:
 def make_folder(folder: Path) -> None:
     """Make a folder, and raise the system's OSError where nothing can be written to it."""
     folder.mkdir(parents=True, exist_ok=True)
-    with TemporaryFile(dir=folder):
-        pass
+    try:
+        with TemporaryFile(dir=folder):
+            pass
+    except OSError as error:  # which names a file that nobody has asked for
+        raise OSError(error.errno, error.strerror, str(folder)) from error
 
 
 def save_png(image: Image.Image, path: Path) -> None:
