@@ -8,7 +8,7 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from segjax.commands.run import Run, read_json
+from segjax.commands.run import Run, never_saved, read_json
 from segjax.commands.trained import read
 from segjax.errors import SegjaxError
 from segjax.training.checkpoint import Checkpoints
@@ -61,7 +61,7 @@ def fork(
         raise SegjaxError(
             f"{folder}: a run cannot be begun from itself. Name another folder with --run."
         )
-    there = not restart and (folder / "recipe.json").exists()
+    there = not restart and not never_saved(folder)
     if of is not None and there and noted != of.absolute():
         told = f"begun from {noted}" if noted else "not begun from another"
         raise SegjaxError(
@@ -71,9 +71,8 @@ def fork(
     of = of or noted
     if of is None:
         return None
-    with Checkpoints(folder / "checkpoints", read_only=True) as own:
-        if there and own.newest is not None:
-            return None
+    if there:
+        return None
 
     wanted = like()
 
@@ -100,10 +99,15 @@ def fork(
 
 
 def _noted(folder: Path) -> Path | None:
-    """The run that the one in a folder was begun from, by its environment.json."""
+    """The run that the one in a folder was begun from, by its environment.json.
+
+    The last that was noted: first starts may have failed.
+    """
     path = folder / "environment.json"
     starts: Any = read_json(path) if path.exists() else []
-    first = starts[0] if isinstance(starts, list) and starts else {}
-    forked = first.get("forked_from") if isinstance(first, dict) else None
-    run = forked.get("run") if isinstance(forked, dict) else None
-    return Path(run) if isinstance(run, str) else None
+    for start in reversed(starts if isinstance(starts, list) else []):
+        forked = start.get("forked_from") if isinstance(start, dict) else None
+        run = forked.get("run") if isinstance(forked, dict) else None
+        if isinstance(run, str):
+            return Path(run)
+    return None

@@ -275,11 +275,16 @@ def start_run(
 def never_saved(folder: Path) -> bool:
     """Whether a training there, if any, has come to no checkpoint: it may begin anew as another.
 
-    One whose checkpoints someone has removed has told of evaluations.
+    One whose checkpoints someone has removed has told of evaluations, or lacks their folder, which
+    is made before the log. One whose checkpoints are damaged has them set aside.
     """
-    log = folder / "metrics.jsonl"
-    saved = any(path.name.isdecimal() for path in (folder / "checkpoints").glob("*"))
-    return not saved and not (log.is_file() and b'"mean_iou"' in log.read_bytes())
+    log, checkpoints = folder / "metrics.jsonl", folder / "checkpoints"
+    told = log.read_bytes() if log.is_file() else b""
+    if checkpoints.is_dir():
+        names = [path.name for path in checkpoints.iterdir()]
+        saved = any(name.isdecimal() or ".damaged" in name for name in names)
+        return not saved and b'"mean_iou"' not in told
+    return not told and not checkpoints.exists()
 
 
 def write_whole(path: Path, text: str) -> None:

@@ -4,6 +4,7 @@ import dataclasses
 import json
 import os
 import re
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -46,7 +47,9 @@ def folder(tmp_path):
 
 
 def start(folder, *, name="unet_shapes", fields=(), parts=(), **more):
+    """A start that comes to a checkpoint; one that does not binds nobody."""
     start_run(folder, name=name, fields=FIELDS | dict(fields), parts=PARTS | dict(parts), **more)
+    (folder / "checkpoints" / "1").mkdir(parents=True, exist_ok=True)
 
 
 def edit(folder, change):
@@ -108,7 +111,8 @@ def test_each_start_is_noted(folder):
     first, second = json.loads((folder / "environment.json").read_text())
     assert first["devices"] == second["devices"] and len(first["devices"]) == 8
     assert first["packages"]["jax"] and first["python"] and first["command"]
-    assert sorted(path.name for path in folder.iterdir()) == ["environment.json", "recipe.json"]
+    written = sorted(path.name for path in folder.iterdir())
+    assert written == ["checkpoints", "environment.json", "recipe.json"]
 
 
 @pytest.mark.parametrize(
@@ -145,11 +149,11 @@ def test_what_may_change_is_written_down_anew(folder, changed):
 )
 def test_another_setting_is_refused_with_both_values(folder, fields, parts, told):
     start(folder)
-    before = {path: path.read_text() for path in folder.iterdir()}
+    before = {path: path.read_text() for path in folder.glob("*.json")}
     with pytest.raises(SegjaxError, match=rf"trained with other settings:\n(.*\n)*{told}") as error:
         start(folder, fields=fields, parts=parts)
     assert f"this one's state with --fork {folder} or from nothing" in str(error.value)
-    assert {path: path.read_text() for path in folder.iterdir()} == before
+    assert {path: path.read_text() for path in folder.glob("*.json")} == before
 
 
 DATA = {"train": {"pictures": 8, "names": "a1"}, "val": {"pictures": 2, "names": "b2"}}
@@ -194,6 +198,7 @@ EVALUATED = '{"step": 1, "mean_iou": 0.5}\n'
 )
 def test_a_run_that_has_lost_its_checkpoints_does_not_begin_anew_unsaid(folder, log, held, told):
     start(folder)
+    shutil.rmtree(folder / "checkpoints")
     if log is not None:
         (folder / "metrics.jsonl").write_text(log)
     if held is not None:
