@@ -5,11 +5,12 @@
 
 Prints a Markdown table. "Said" is `Cost.memory`: arguments, temporaries and what of the outputs
 takes no argument's place. "Measured" is state and batch, plus what the process's resident memory
-grew by at most while it took two steps (Linux resets that peak by /proc/self/clear_refs). Each
-network has a process of its own.
+grew by at most in two steps, after one that loads what the runtime keeps (Linux resets that peak by
+/proc/self/clear_refs). Each network has a process of its own.
 """
 
 import argparse
+import ctypes
 import gc
 import multiprocessing
 import shlex
@@ -48,8 +49,10 @@ def measure(name: str, options: argparse.Namespace) -> str:
         lambda x: jnp.zeros(x.shape, x.dtype) + jnp.ones((), x.dtype), arguments
     )
     held = sum(x.nbytes for x in jax.tree.leaves((state, batch)))
+    state, scalars = program(state, batch, **step.keywords)  # loads what the runtime keeps
     jax.block_until_ready(state)
     gc.collect()
+    ctypes.CDLL(None).malloc_trim(0)
     before = resident("VmRSS")
     Path("/proc/self/clear_refs").write_text("5")
     for _ in range(2):
