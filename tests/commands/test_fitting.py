@@ -120,5 +120,5 @@ def test_a_run_goes_on_where_another_way_fits(tmp_path, needs, room, capsys):
 
 def test_a_network_that_knows_no_remat_is_told(capsys):
     with pytest.raises(SystemExit):
-        main(TinyRecipe, ["cost", "--memory", "remat"])
+        main(TinyRecipe, ["cost", "--batch-size", "8", "--memory", "remat"])
     assert "Tiny has no field remat. Take 'plain'" in capsys.readouterr().err
