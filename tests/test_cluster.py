@@ -191,7 +191,7 @@ def test_a_signal_to_one_task_saves_and_requeues_and_a_dead_one_too(tmp_path, st
         metrics = home / "run/metrics.jsonl"
         before = metrics.stat().st_size if metrics.exists() else 0
         job = submit(home, 2, *options)
-        until = time.monotonic() + 120
+        until = time.monotonic() + 240
         while time.monotonic() < until and not (
             metrics.exists() and metrics.stat().st_size > before
         ):

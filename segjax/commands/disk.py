@@ -13,6 +13,7 @@ from segjax.errors import SegjaxError
 from segjax.training.checkpoint import Checkpoints
 
 _COMPRESSED = 0.8  # of a state's bytes, which no checkpoint is smaller than
+_LATE = "a checkpoint was not written in time: the disk hangs, or the clock has jumped ahead."
 _OF_A_RUN = ("recipe.json", "environment.json", "skipped.json")  # written at its start
 
 
@@ -30,6 +31,8 @@ def telling_what_is_kept(folder: Path) -> Iterator[None]:
             if isinstance(one, SegjaxError):
                 more = f" {kept(folder)}" if isinstance(one, _NoRoom) else ""
                 raise SegjaxError(f"{one}{more}") from error
+            if isinstance(one, TimeoutError):
+                raise SegjaxError(f"{folder}: {_LATE} {kept(folder)}") from error
         if (line := told(error)) is None:
             raise
         raise SegjaxError(f"{line} {kept(folder)}") from error
@@ -71,7 +74,10 @@ class Saver:
         if jax.process_count() == 1 and not (self._folder / "recipe.json").exists():
             self._save_anew(step, state, scores)
         self._check_room(step, state)
-        self._checkpoints.save(step, state, scores)
+        try:
+            self._checkpoints.save(step, state, scores)
+        except TimeoutError:  # of the one before, as where the clock has jumped ahead
+            self._checkpoints.save(step, state, scores)
         self._ended = False
 
     def _save_anew(self, step: int, state: Any, scores: Mapping[str, float] | None) -> None:

@@ -30,24 +30,23 @@ def fitted(recipe: "Recipe", mesh: Mesh) -> tuple["Recipe", str]:
     """
     room = _room(mesh)
     needs: dict[str, float] = {}
-    for way in ("plain", "remat"):
+    for way in ("plain", "remat") if hasattr(recipe.model(), "remat") else ("plain",):
         tried = dataclasses.replace(recipe, memory=way)
-        if way == "remat" and not hasattr(recipe.model(), "remat"):
-            continue
         needs[way] = _need(tried, mesh)
-        if all(from_all_processes(needs[way] <= room)):
-            told = ", ".join(f"{name} takes {_gib(need)}" for name, need in needs.items())
-            return tried, f"memory: {way}; {told} of {_gib(room)} for each device"
+        # A backend that does not tell says NaN: there it is tried.
+        if not any(from_all_processes(needs[way] > room)):
+            told = ", ".join(f"{name} takes {_size(need)}" for name, need in needs.items())
+            return tried, f"memory: {way}; {told} of {_size(room)} for each device"
     raise SegjaxError(_told(tried, mesh, needs, room))
 
 
 def _told(recipe: "Recipe", mesh: Mesh, needs: dict[str, float], room: float) -> str:
     """What does not fit, and what to change."""
     share = recipe.batch_size // mesh.shape["data"]
-    each = " and ".join(f"{_gib(need)} ({way})" for way, need in needs.items())
+    each = " and ".join(f"{_size(need)} ({way})" for way, need in needs.items())
     told = (
         f"A step of {recipe.batch_size} × {recipe.crop[0]}×{recipe.crop[1]} on {mesh.size} × "
-        f"{mesh.devices.flat[0].device_kind} takes {each} of memory on each device; {_gib(room)} "
+        f"{mesh.devices.flat[0].device_kind} takes {each} of memory on each device; {_size(room)} "
         "are there for it."
     )
     for parts in range(recipe.accumulate + 1, share + 1):
@@ -56,10 +55,13 @@ def _told(recipe: "Recipe", mesh: Mesh, needs: dict[str, float], room: float) ->
         need = _need(dataclasses.replace(recipe, accumulate=parts), mesh)
         if need <= room:
             return (
-                f"{told} With --accumulate {parts} it takes {_gib(need)}; or take a smaller batch."
+                f"{told} With --accumulate {parts} it takes {_size(need)}; or take a smaller batch."
             )
-    told += " One picture at a time does not fit either (--accumulate): take smaller crops"
-    return told + (", a smaller network, or split the state (--shard data).")
+    split = ", or split the state (--shard data)" if mesh.size > 1 and recipe.shard == "no" else ""
+    return (
+        f"{told} One picture at a time does not fit either (--accumulate): take smaller crops or a "
+        f"smaller network{split}."
+    )
 
 
 def _need(recipe: "Recipe", mesh: Mesh) -> float:
@@ -79,7 +81,7 @@ def _room(mesh: Mesh) -> float:
     return memory.SHARE * memory.left() / sharing
 
 
-def _gib(size: float) -> str:
+def _size(size: float) -> str:
     if math.isinf(size):
         return "more than the device has"
-    return f"{size / _GIB:.2f} GiB"
+    return f"{size / _GIB:.2f} GiB" if size >= _GIB else f"{size / 2**20:.1f} MiB"

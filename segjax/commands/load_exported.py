@@ -41,6 +41,8 @@ def bound(exported: export.Exported, folder: Path) -> Callable[[Any], np.ndarray
 
 def main(picture: str, labels: str) -> None:
     """Label one file; of a picture that is not of 8 bits, scale it yourself and call `load()`."""
+    if Path(labels).exists() and Path(labels).samefile(picture):
+        sys.exit(f"{picture}: its labels would be written over it. Name another file.")
     exported = read(HERE)
     *_, images = exported.in_avals
     pixels = np.asarray(Image.open(picture).convert(MODES[images.shape[-1]]), images.dtype)

@@ -58,7 +58,7 @@ def _tpu(
     name: str, kinds: tuple[str, ...], *, gib: float, gb_s: float, tflops: float, gbit: float
 ) -> Device:
     peak = tflops * 1e12
-    source = f"Google Cloud documentation, TPU {name}, system architecture"
+    source = f"Google Cloud, TPU {name}"
     return Device(name, kinds, gib * 2**30, gb_s * 1e9, peak, peak, gbit / 8 * 1e9, source)
 
 

@@ -7,6 +7,8 @@ from one `step` to the next, less what is spent under `paused`.
 import json
 import math
 import os
+import socket
+import struct
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -14,14 +16,11 @@ from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, NamedTuple, Self, TextIO
+from typing import Any, NamedTuple, Self, TextIO
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn
 from rich.text import Text
-
-if TYPE_CHECKING:
-    from tensorboardX import SummaryWriter
 
 SECONDS_BETWEEN_LINES = 10.0  # where there is no terminal to draw a bar on
 
@@ -56,7 +55,7 @@ class RunLog:
     """
 
     _lines: TextIO
-    _events: "SummaryWriter"
+    _events: "_Events"
 
     def __init__(
         self,
@@ -93,15 +92,10 @@ class RunLog:
         self._began = self._mark = self._clock()
         if self._quiet:
             return self
-        from tensorboardX import SummaryWriter
-
         self._folder.mkdir(parents=True, exist_ok=True)
         metrics = self._folder / "metrics.jsonl"
         _drop_lines_after(metrics, self._start)
-        # purge_step hides the events beyond the checkpoint, which an earlier process has written.
-        self._events = SummaryWriter(
-            str(self._folder / "tensorboard"), purge_step=self._start + 1, flush_secs=10
-        )
+        self._events = _Events(self._folder / "tensorboard", first=self._start + 1)
         self._lines = metrics.open("a", encoding="utf-8", buffering=1)  # flushed at each newline
         if self._console.is_terminal:
             self._bar = Progress(
@@ -220,8 +214,7 @@ class RunLog:
     def _to_tensorboard(self, group: str, number: int, values: Mapping[str, float]) -> None:
         for name, value in values.items():
             if math.isfinite(value):  # of others tensorboardX warns: before the second step no rate
-                self._events.add_scalar(f"{group}/{name}", float(value), number)
-        self._events.flush()
+                self._events.add(f"{group}/{name}", float(value), number)
 
     def _show(self, number: int, learning_rate: float, now: float, last: bool) -> None:
         facts = [
@@ -261,6 +254,49 @@ class RunLog:
         first, ended = self._first or (number, now)
         done = number - first
         return (now - ended) / done * (self._total - number) if done else math.nan
+
+
+class _Events:
+    """A file of scalars for TensorBoard, each written at once.
+
+    tensorboardX's own writer is a thread, which a full disk or a clock that jumps ends without a
+    word; the training then waits for it for ever.
+
+    Args:
+        folder: made where it is missing.
+        first: the step from which on TensorBoard hides what earlier files of the folder hold.
+    """
+
+    def __init__(self, folder: Path, *, first: int) -> None:
+        from tensorboardX.proto import event_pb2, summary_pb2
+        from tensorboardX.record_writer import masked_crc32c
+
+        self._proto, self._crc = event_pb2, masked_crc32c
+        self._summary = summary_pb2.Summary
+        folder.mkdir(parents=True, exist_ok=True)
+        name = f"events.out.tfevents.{int(time.time()):010d}.{socket.gethostname()}.{os.getpid()}"
+        self._file = (folder / name).open("ab", buffering=0)
+        start = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
+        self._write(file_version="brain.Event:2")
+        self._write(step=first, session_log=start)
+
+    def add(self, name: str, value: float, step: int) -> None:
+        """Write a scalar."""
+        scalar = self._summary.Value(tag=name, simple_value=value)
+        self._write(step=step, summary=self._summary(value=[scalar]))
+
+    def close(self) -> None:
+        """No more will come."""
+        self._file.close()
+
+    def _write(self, **event: Any) -> None:
+        data = self._proto.Event(wall_time=time.time(), **event).SerializeToString()
+        length = struct.pack("<Q", len(data))
+        parts = (length, self._checksum(length), data, self._checksum(data))
+        self._file.write(b"".join(parts))
+
+    def _checksum(self, data: bytes) -> bytes:
+        return struct.pack("<I", self._crc(data))
 
 
 def _share_waited(timings: Sequence[_Timing]) -> float:

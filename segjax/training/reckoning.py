@@ -128,7 +128,8 @@ def _reckon(jaxpr: Any, *, free_results: bool = True) -> Reckoned:
         weight = sum(sizes[a] for a in sources)
         stored = name in _LARGE or name in _REDUCTIONS
         for array in writes:
-            again = uses[array] > 1 and weight > sizes[array]
+            # A sum of many is not put off until all of them are there.
+            again = weight > sizes[array] * (1 if uses[array] > 1 else 2)
             if stored or array in large or array in results or again:
                 roots[array] = frozenset([array])
                 born[array] = i

@@ -5,6 +5,7 @@ import os
 import re
 import shutil
 import socket
+from pathlib import Path
 
 import pytest
 from tiny import TinyRecipe
@@ -224,7 +225,7 @@ def test_a_flipped_bit_is_told_and_the_training_goes_on(trained, tmp_path, capsy
     run = tmp_path / "run[1]"  # any name
     shutil.copytree(trained / "run", run)
     newest = run / "checkpoints" / "2"
-    path = max(newest.rglob("*"), key=lambda path: path.stat().st_size * path.is_file())
+    path = max(newest.glob("default/ocdbt.process_0/d/*"), key=lambda path: path.stat().st_size)
     content = bytearray(path.read_bytes())
     content[len(content) // 2] ^= 1
     path.write_bytes(content)
@@ -239,6 +240,29 @@ def test_a_flipped_bit_is_told_and_the_training_goes_on(trained, tmp_path, capsy
     assert "going on from step 1 of 2" in capsys.readouterr().out
     held = sorted(path.name for path in (run / "checkpoints").iterdir())
     assert held == ["1", "2", "2.damaged"]
+
+
+def test_a_pair_added_between_two_starts_is_told(trained, tmp_path, capsys):
+    """The same pictures in another place are the same data."""
+    home = Path(shutil.copytree(trained, tmp_path / "moved"))
+    train = ["train", "--data", str(home), "--run", str(home / "run"), "--skip-broken"]
+    main(TinyRecipe, train)
+    assert "at step 2 already, nothing is left to train" in capsys.readouterr().out
+    before = (home / "run/metrics.jsonl").read_bytes()
+    for kind in ("images", "masks"):
+        shutil.copy(home / kind / "train/0.png", home / kind / "train/2.png")
+    with pytest.raises(SystemExit):
+        main(TinyRecipe, [*train, "--steps", "3"])
+    told = capsys.readouterr().err
+    assert "run: the train pictures are others than at its first start: 2 then, 3 now. Put" in told
+    assert (home / "run/metrics.jsonl").read_bytes() == before
+    for kind in ("images", "masks"):
+        (home / kind / "train/2.png").unlink()
+    shutil.rmtree(home / "run/checkpoints")
+    with pytest.raises(SystemExit):
+        main(TinyRecipe, [*train, "--steps", "3"])
+    assert "tells of a training, but its folder checkpoints/ is missing" in capsys.readouterr().err
+    assert (home / "run/metrics.jsonl").read_bytes() == before
 
 
 def test_a_run_folder_that_is_none(trained, tmp_path, capsys):

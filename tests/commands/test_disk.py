@@ -116,20 +116,19 @@ def test_a_write_in_the_background_that_fails(home, capsys, monkeypatch, goes_on
     goes_on(2)
 
 
-@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EROFS])
-def test_a_log_that_cannot_be_written(number, home, capsys, monkeypatch, goes_on):
+def test_a_log_that_cannot_be_written(home, capsys, monkeypatch, goes_on):
     write, lines = progress.RunLog._write, []
 
     def failing(log, step, values):
         lines.append(step)
         if len(lines) > 3:
-            raise OSError(number, os.strerror(number))
+            raise OSError(errno.EROFS, os.strerror(errno.EROFS))
         write(log, step, values)
 
     with monkeypatch.context() as patch:
         patch.setattr(progress.RunLog, "_write", failing)
         said = fails(capsys, home)
-    assert f"the disk: {os.strerror(number)}. " in said and "is kept; the same command" in said
+    assert "the disk: Read-only file system. " in said and "is kept; the same command" in said
     goes_on(json.loads(said.split("step ")[1].split(" ")[0]))
 
 
@@ -151,12 +150,12 @@ def test_a_file_limit_is_no_traceback(tmp_path):
 
 
 def test_a_folder_that_is_removed_amid_the_training(home, capsys, monkeypatch, goes_on):
-    save = disk.Saver.__call__
+    save, removed = disk.Saver.__call__, []
 
     def removing(saver, step, *arguments):
-        if step == 3:
-            saver._checkpoints.holds("ema", step=2)  # once it is written
-            shutil.rmtree(home / "run")
+        if step == 3 and not removed:
+            saver._checkpoints.holds("ema", step=2)  # once that is written
+            removed.append(shutil.rmtree(home / "run"))
         save(saver, step, *arguments)
 
     with monkeypatch.context() as patch:
@@ -167,14 +166,13 @@ def test_a_folder_that_is_removed_amid_the_training(home, capsys, monkeypatch, g
     goes_on(3)
 
 
-@pytest.mark.parametrize("jump", [-365 * 86400, 3600])
-def test_a_clock_that_jumps(jump, home, capsys, monkeypatch):
-    """A year back, an hour forth: the newest is the one saved last, and rates are above 0."""
+def test_a_clock_that_jumps(home, capsys, monkeypatch):
+    """A year back: nobody waits for it, the newest is the one saved last, rates are above 0."""
     clock, save = time.time, disk.Saver.__call__
 
     def jumping(saver, step, *arguments):
         if step == 3:
-            patch.setattr(time, "time", lambda: clock() + jump)
+            patch.setattr(time, "time", lambda: clock() - 365 * 86400)
         save(saver, step, *arguments)
 
     with monkeypatch.context() as patch:
@@ -184,13 +182,31 @@ def test_a_clock_that_jumps(jump, home, capsys, monkeypatch):
     rates = [line["images_per_second"] for line in lines if line.get("images_per_second")]
     assert rates and min(rates) > 0
     jumps = np.diff([line["time"] for line in lines])
-    assert jumps.min() < -9e6 if jump < 0 else jumps.max() > 3000  # it did
+    assert jumps.min() < -9e6  # it did
     assert state_of(home / "run")[0] == 4
     train(home, "--steps", 5)
     assert "going on from step 4 of 5" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("name", ["run", "run/checkpoints", "run/tensorboard", "run/report"])
+def test_a_write_that_comes_too_late(home, capsys, monkeypatch, goes_on):
+    """As Orbax has it, whose patience a clock wears out that jumps ahead."""
+    save, saves = Checkpoints.save, []
+
+    def late(checkpoints, step, *arguments):
+        saves.append(step)
+        if (step == 2 and saves.count(2) == 1) or step == 4:
+            raise TimeoutError("ChainedFuture completed 0/3 futures but timed out after 3600 s")
+        save(checkpoints, step, *arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Checkpoints, "save", late)
+        said = fails(capsys, home)
+        assert saves == [1, 2, 2, 3, 4, 4]
+    assert "not written in time: the disk hangs, or the clock has jumped ahead." in said
+    goes_on(3)
+
+
+@pytest.mark.parametrize("name", ["run", "run/checkpoints", "run/tensorboard"])
 def test_a_file_where_a_folder_should_be(name, home, capsys):
     if name != "run":
         train(home, "--steps", 1)

@@ -7,15 +7,17 @@ import subprocess
 import sys
 from pathlib import Path
 
+import jax.numpy as jnp
 import pytest
 import tiny
 
 from segjax.commands import lock
 from segjax.commands.lock import locked
 from segjax.commands.run import Run
-from segjax.commands.trained import load_step
+from segjax.commands.trained import load_step, read
 from segjax.errors import SegjaxError, SegjaxWarning
 from segjax.recipe import main
+from segjax.training.checkpoint import Checkpoints
 
 
 @pytest.fixture(scope="module")
@@ -47,6 +49,25 @@ def test_a_run_that_trains_can_be_used(training):
         steps.add(step)
         assert segmenter.predict(home / "images/val/0.png").shape == (16, 16)
     assert process.poll() is None and len(steps) > 5
+
+
+def test_a_checkpoint_that_vanishes_while_it_is_read(tmp_path, monkeypatch):
+    with Checkpoints(tmp_path / "checkpoints") as checkpoints:
+        for step in (1, 2):
+            checkpoints.save(step, {"x": jnp.zeros(2)}, {"mean_iou": step / 10})
+    verify = Checkpoints.verify
+
+    def removed(checkpoints, step):
+        (checkpoints.folder / str(step)).rename(checkpoints.folder / f"{step}.deleted")
+        verify(checkpoints, step)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Checkpoints, "verify", lambda c, s: removed(c, s) if s == 2 else verify(c, s))
+        for which in ("newest", "best"):
+            assert read(tmp_path, which, lambda _, step: step) == (1, 1)
+            (tmp_path / "checkpoints/2.deleted").rename(tmp_path / "checkpoints/2")
+    with pytest.raises(SegjaxError, match="replaces its checkpoints faster than they can be read"):
+        read(tmp_path, "best", lambda checkpoints, step: removed(checkpoints, step), tries=2)
 
 
 @pytest.mark.parametrize("more", [(), ("--restart", "--yes")], ids=["go on", "restart"])

@@ -360,6 +360,18 @@ def test_who_only_reads_is_told_and_changes_nothing(copied, name):
     assert {path: path.read_bytes() for path in copied.rglob("*") if path.is_file()} == before
 
 
+def test_nothing_but_the_checksum_notices_a_flipped_bit(copied):
+    """Orbax restores it: other parameters, in silence."""
+    flip(largest(copied / "2"), 0.5)
+    state = make_state(2, features=200)
+    with Checkpoints(copied, read_only=True) as checkpoints:
+        restored = checkpoints.restore(state, step=2)
+        with pytest.raises(AssertionError):
+            assert_equal(restored, state)
+        with pytest.raises(Damaged, match="is not as it was written"):
+            checkpoints.verify(2)
+
+
 def test_every_bit_of_every_file_counts(copied):
     """Or changes nothing: of what Orbax notes of a checkpoint as a whole, nothing is read."""
     state = make_state(2, features=200)
