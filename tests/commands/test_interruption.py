@@ -67,7 +67,7 @@ def wait_for(text, stream):
 
 def end(process):
     """What it still prints, and its exit status."""
-    out, told = process.communicate(timeout=30)
+    out, told = process.communicate(timeout=120)
     assert "Traceback" not in told and "Exception" not in told, told
     return out, told, process.returncode
 
@@ -193,7 +193,7 @@ def test_an_output_that_is_closed_ends_no_training(start, tmp_path):
     process.stdout.readline()
     process.stdout.close()
     process.stdout = None
-    told = process.communicate(timeout=60)[1]
+    told = process.communicate(timeout=120)[1]
     assert process.returncode == 0
     assert told == "The output is read by nobody any more; the command goes on.\n"
     assert (home / "run/report/scores.json").exists()
@@ -217,7 +217,7 @@ def test_a_terminal_that_knows_ascii_alone_and_is_closed(tmp_path):
         while b"img/s" not in shown:
             shown += os.read(ours, 1000)
         os.close(ours)
-        assert process.wait(60) == 128 + signal.SIGHUP
+        assert process.wait(120) == 128 + signal.SIGHUP
     finally:
         process.kill()
         process.wait()
