@@ -285,9 +285,7 @@ def show(recipe: "Recipe", place: Machine, found: Found, *, seconds: float | Non
         for row in speed(recipe, place, found):
             table.add_row(*row)
     if not math.isnan(place.room):
-        word = "fits" if fits(place, found.memory) else "does not fit"
-        if found.how == "reckoned" and _NEAR < found.memory / place.room <= 1:
-            word = "may fit"
+        word = verdict(place, found.memory, near=found.how == "reckoned")
         share = f"{found.memory / place.room:.0%} of {_bytes(place.room)}"
         table.add_row(word, share, found.how)
     if seconds is not None:
@@ -317,6 +315,13 @@ def fits(place: Machine, memory: float) -> bool:
     return not memory > place.room
 
 
+def verdict(place: Machine, memory: float, *, near: bool) -> str:
+    """In words; `near` is of what was reckoned without a compiler's figure."""
+    if near and _NEAR < memory / place.room <= 1:
+        return "may fit"
+    return "fits" if fits(place, memory) else "does not fit"
+
+
 def advise(recipe: "Recipe", place: Machine, mesh: Any, *, temporaries: float = math.nan) -> None:
     """Print what to change so that it fits, with what each would take.
 
@@ -329,7 +334,7 @@ def advise(recipe: "Recipe", place: Machine, mesh: Any, *, temporaries: float = 
     table = Table(title="so that it fits, reckoned", show_header=False)
     for what, changed in remedies(recipe, place, mesh, now, scale):
         need = _scaled(changed, scale)
-        word = "fits" if fits(place, need) else "does not fit"
+        word = verdict(place, need, near=math.isnan(temporaries))
         table.add_row(what, _bytes(need), f"{need / place.room:.0%}", word)
     rich.print(table)
 
