@@ -20,7 +20,7 @@ from segjax.errors import SegjaxError
 Rules = Sequence[tuple[str, int | None]]
 # Elements. Of a smaller leaf a collective takes its latency, some 10 µs, and not its bytes, and all
 # of a network's biases and norms together are a thousandth of it.
-WHOLE_BELOW = 2**16
+WHOLE_BELOW = 2**14
 _RULES: Rules = (("kernel$", -1),)  # of what a network says nothing: by output channels
 
 
