@@ -12,8 +12,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import jax
-import numpy as np
-from flax.traverse_util import flatten_dict, unflatten_dict
 from jax.sharding import Mesh
 from rich.progress import track
 
@@ -32,11 +30,13 @@ from segjax.commands.failed import keep_failed
 from segjax.commands.fitting import fitted
 from segjax.commands.fork import Fork, fork
 from segjax.commands.observing import Observing
-from segjax.commands.run import Run, as_json, never_saved, read_json, start_run, write_whole
+from segjax.commands.run import Run, as_json, never_saved, start_run, write_whole
+from segjax.commands.skipping import unreadable
+from segjax.commands.start_from import first_state
 from segjax.commands.step import Parts, in_steps
 from segjax.commands.trained import check_folder, load_step
 from segjax.data import audit, cache, pipeline
-from segjax.data.wrapper import bare, listing, without
+from segjax.data.wrapper import listing, without
 from segjax.errors import SegjaxError
 from segjax.evaluation import evaluator, report
 from segjax.inference.predict import make_predict
@@ -123,7 +123,7 @@ def _train(
     for source in sources.values():
         _check_classes(source, num_classes=parts.model.num_classes)
     if recipe.skip_broken:
-        skipped = _broken(sources, None if anew else folder / "skipped.json")
+        skipped = unreadable(sources, None if anew else folder / "skipped.json")
         for split, broken in skipped.items():
             sources[split] = without(sources[split], tuple(map(int, broken)))
         if given.epochs:  # of fewer pictures
@@ -206,7 +206,7 @@ def _take_steps(
             start, state = forked.step, forked.state
             checkpoints.save(start, state)  # so that the other run is needed no more
         elif not start:
-            state = _begin(recipe, state)
+            state = first_state(recipe, state)
         shape = (recipe.batch_size, *recipe.crop, recipe.channels)
         share, shares = sharding.share(mesh)
         log = RunLog(
@@ -379,49 +379,6 @@ def _telling_what_is_kept(
         raise SegjaxError(f"{error}{keep_failed(error, folder, data)} {kept}") from error
 
 
-def _begin(recipe: "Recipe", state: State) -> State:
-    """The first state, with the weights that the recipe starts from."""
-    variables = recipe.initial(state.variables)
-    if recipe.start_from is not None:
-        step, theirs = load_step(Run(recipe.start_from), "best")
-        variables, told = _take_over(variables, theirs.variables)
-        if jax.process_index() == 0:
-            print(f"Starting from {recipe.start_from}, step {step}: {told}.")
-    # Leaf by leaf; what is left as it was may lie on other processes too.
-    placed = jax.tree.map(
-        lambda old, new: (
-            new if new is old else jax.device_put(np.asarray(new, old.dtype), old.sharding)
-        ),
-        state.variables,
-        state.variables | dict(variables),  # a network without statistics has no part for them
-    )
-    state = state.replace(**placed)
-    if state.ema is None:
-        return state
-    lies = jax.tree.map(lambda x: x.sharding, state)
-    return jax.jit(State.with_ema, out_shardings=lies)(state)
-
-
-def _take_over(ours: Any, theirs: Any) -> tuple[Any, str]:
-    """Our variables with theirs of the same names and shapes, and what was not taken in words."""
-    mine, given = (flatten_dict(dict(tree), sep="/") for tree in (ours, theirs))
-    taken = {
-        path: given[path]
-        for path, leaf in mine.items()
-        if path in given and given[path].shape == leaf.shape
-    }
-    if not taken:
-        raise SegjaxError("The run to start from has no array of this network's names and shapes.")
-    told = f"{len(taken)} of {len(mine)} arrays"
-    for what, paths in (
-        ("at first values", set(mine) - set(taken)),
-        ("unused", set(given) - set(taken)),
-    ):
-        if paths:
-            told += f"; {what}: {', '.join(sorted(paths))}"
-    return unflatten_dict(mine | taken, sep="/"), told
-
-
 def _mean_ious(folder: Path, step: int) -> list[float]:
     """Of the evaluations of a run up to a step: what it has told, for no process remembers."""
     path = folder / "metrics.jsonl"
@@ -471,35 +428,3 @@ def _check_classes(source: pipeline.Source, *, num_classes: int) -> None:
             f"The data has {len(source.classes)} classes ({', '.join(source.classes)}), the "
             f"network {num_classes}: set its num_classes to {len(source.classes)}."
         )
-
-
-def _broken(sources: Mapping[str, pipeline.Source], path: Path | None) -> dict[str, dict[str, str]]:
-    """The examples of each split that cannot be read: index -> what is wrong with it.
-
-    As listed in the file at the run's first start: a batch stays a function of (seed, step).
-    """
-    if path and path.exists():
-        listed = read_json(path)
-        if _is_listing(listed, sources):
-            return listed
-        raise SegjaxError(
-            f"{path}: no list of the examples that are skipped in each split. Restore the file."
-        )
-    return {
-        split: {
-            str(i): str(read.error)
-            for i, read in enumerate(audit.read_all(bare(source)))
-            if read.error
-        }
-        for split, source in sources.items()
-    }
-
-
-def _is_listing(listed: Any, sources: Mapping[str, pipeline.Source]) -> bool:
-    """Whether a skipped.json holds what `_broken` returns: indices of these sources, and texts."""
-    return isinstance(listed, dict) and all(
-        split in sources
-        and isinstance(broken, dict)
-        and all(i.isdecimal() and int(i) < len(sources[split]) for i in broken)
-        for split, broken in listed.items()
-    )
