@@ -68,7 +68,9 @@ def setr(classes: int, side: int, shrink: int, **fields: Any) -> SETRPUP:
 
 ROWS = {
     "U-Net": Row(unet, 8),
+    "U-Net, remat": Row(lambda *a: unet(*a, remat=True), 8),
     "U-Net++": Row(nested, 8),
+    "U-Net++, remat": Row(lambda *a: nested(*a, remat=True), 8),
     "FCN-8s": Row(fcn, 8),
     "SETR-PUP Large": Row(setr, 2),
     "SETR-PUP Large, remat": Row(lambda *a: setr(*a, remat=True), 4),

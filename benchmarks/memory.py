@@ -5,8 +5,8 @@
 
 Prints a Markdown table. "Said" is `Cost.memory`: arguments, temporaries and what of the outputs
 takes no argument's place. "Measured" is state and batch, plus what the process's resident memory
-grew by at most in two steps, after one that loads what the runtime keeps (Linux resets that peak by
-/proc/self/clear_refs). Each network has a process of its own.
+grew by at most: in the first step, in which the runtime loads what it keeps, and in two later ones
+(Linux resets that peak by /proc/self/clear_refs). Each network has a process of its own.
 """
 
 import argparse
@@ -49,18 +49,19 @@ def measure(name: str, options: argparse.Namespace) -> str:
         lambda x: jnp.zeros(x.shape, x.dtype) + jnp.ones((), x.dtype), arguments
     )
     held = sum(x.nbytes for x in jax.tree.leaves((state, batch)))
-    state, scalars = program(state, batch, **step.keywords)  # loads what the runtime keeps
-    jax.block_until_ready(state)
-    gc.collect()
-    ctypes.CDLL(None).malloc_trim(0)
-    before = resident("VmRSS")
-    Path("/proc/self/clear_refs").write_text("5")
-    for _ in range(2):
-        state, scalars = program(state, batch, **step.keywords)
-        jax.block_until_ready(scalars)
-    measured = held + resident("VmHWM") - before
-    mib = (f"{x / 2**20:,.0f}" for x in (said, measured, reckoned))
-    return f"| {name} | {' | '.join(mib)} | {said / measured - 1:+.0%} |"
+    peaks = []
+    for steps in (1, 2):
+        gc.collect()
+        ctypes.CDLL(None).malloc_trim(0)
+        before = resident("VmRSS")
+        Path("/proc/self/clear_refs").write_text("5")
+        for _ in range(steps):
+            state, scalars = program(state, batch, **step.keywords)
+            jax.block_until_ready(scalars)
+        peaks.append(held + resident("VmHWM") - before)
+    mib = (f"{x / 2**20:,.0f}" for x in (reckoned, said, *peaks))
+    off = (f"{said / x - 1:+.0%}" for x in peaks)
+    return f"| {name} | {' | '.join(mib)} | {' | '.join(off)} |"
 
 
 def main() -> None:
@@ -74,7 +75,8 @@ def main() -> None:
     parser.add_argument("--shrink", type=int, default=4, help="divides every width")
     options = parser.parse_args()
     print(f"`{shlex.join(['python', *sys.argv])}`: jax {jax.__version__}, float32, MiB.\n")
-    print("| network | said | measured | reckoned | difference |\n|---|---:|---:|---:|---:|")
+    print("| network | reckoned | said | measured: first step | later steps | said is off by | |")
+    print("|---|---:|---:|---:|---:|---:|---:|")
     for name in options.networks:
         with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
             print(pool.submit(measure, name, options).result(), flush=True)
