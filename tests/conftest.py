@@ -17,6 +17,7 @@ def cache_folder(tmp_path_factory):
     """Where `use_compilation_cache` writes to, should a test or what it starts call it."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+        patch.setenv("JAX_PLATFORMS", "cpu")  # libtpu, where it is, looks for a TPU at length
         yield
 
 

@@ -178,7 +178,10 @@ def test_four_processes_under_slurm_train_as_one_with_four_devices(tmp_path, sta
     scores = [
         json.loads((home / run / "report/scores.json").read_text()) for run in ("one", "four")
     ]
-    assert scores[0]["confusion"] == scores[1]["confusion"]
+    assert scores[0]["confusion"] == scores[1]["confusion"]  # every held-out pixel once
+    ids = [[picture["id"] for picture in score["pictures"]] for score in scores]
+    assert ids[0] == ids[1] and len(ids[0]) == 2  # of four processes
+    assert sum(scores[0]["calibration"]["count"]) == sum(scores[1]["calibration"]["count"])
 
 
 def test_a_signal_to_one_task_saves_and_requeues_and_a_dead_one_too(tmp_path, stand_ins):

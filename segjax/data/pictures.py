@@ -333,9 +333,9 @@ def orientation(path: File) -> int:
 
     We do not; see `read_picture`. Of a TIFF, which Pillow turns, 1.
     """
+    if _is_tiff(path):
+        return 1
     with _opened(path) as image:
-        if image.format == "TIFF":
-            return 1
         found = image.getexif().get(_ORIENTATION, 1)
         return found if found in TURNS else 1
 

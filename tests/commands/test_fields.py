@@ -200,7 +200,7 @@ def test_pictures_that_are_skipped_are_no_part_of_an_epoch(home, capsys):
 
 
 def test_the_cost_of_a_recipe_in_epochs_needs_no_data(capsys):
-    main(InEpochs, ["cost"])
+    main(InEpochs, ["cost", "--devices", "1"])
     assert "one training step of 2 × 16×16" in capsys.readouterr().out
 
 

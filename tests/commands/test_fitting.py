@@ -27,8 +27,8 @@ class Deep(TinyRecipe):
     """A SETR: of its blocks XLA keeps less with remat on CPUs, too."""
 
     batch_size: int = 8
-    crop: tuple[int, int] = (64, 64)
-    canvas: tuple[int, int] = (64, 64)
+    crop: tuple[int, int] = (32, 32)
+    canvas: tuple[int, int] = (32, 32)
     evaluate_every: int = 2
 
     def model(self):
@@ -79,7 +79,7 @@ def test_the_first_way_that_fits_is_taken(way, needs, room):
 
 def test_where_none_fits_what_would_is_told(needs, room):
     room(1.001 * needs["parts"])
-    told = r"step of 8 × 64×64 on 1 × cpu takes .*B \(plain\) and .*B \(remat\) .*"
+    told = r"step of 8 × 32×32 on 1 × cpu takes .*B \(plain\) and .*B \(remat\) .*"
     with pytest.raises(SegjaxError, match=told + r" With --accumulate 2 it takes [\d.]+ .iB;"):
         fitting.fitted(Deep(data=Path(), memory="fit"), sharding.make_mesh())
     room(1000)

@@ -244,7 +244,7 @@ def test_a_tile_that_is_too_small_leaves_no_folder(trained, tmp_path, capsys):
     saved()(tmp_path / "a.png")
     options = ["--run", trained / "run", "--out", tmp_path / "x", "--tile", -1]
     told = predict(capsys, tmp_path / "a.png", *options, fails=True).err
-    assert "A tile of -1 pixels is too small" in told
+    assert "--tile is -1; expected at least 1" in told
     assert not (tmp_path / "x").exists()
 
 

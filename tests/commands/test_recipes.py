@@ -5,7 +5,6 @@ import io
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 
@@ -365,48 +364,6 @@ def test_help_keeps_each_command_on_its_line(script, capsys):
     assert commands
     for command in commands:
         assert command.replace(r"\\", "\\") in told
-
-
-def test_two_processes_train_as_one(tmp_path):
-    """The whole command in two processes of one device each, and in one of two devices."""
-
-    def start(home, **environment):
-        command = [sys.executable, EXPERIMENTS / "unet_shapes.py", "train", "--run", home]
-        command += small("unet_shapes", "--ema", 0.9, "--patience", 9)
-        command += ["--distributed"] * bool(len(environment) > 1)
-        return subprocess.Popen(
-            list(map(str, command)),
-            cwd=tmp_path, env=os.environ | environment, text=True,
-            stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
-        )  # fmt: skip
-
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        address = f"127.0.0.1:{free.getsockname()[1]}"
-    both = {
-        "JAX_NUM_CPU_DEVICES": "1",
-        "JAX_COORDINATOR_ADDRESS": address,
-        "JAX_NUM_PROCESSES": "2",
-    }
-    started = [start("two", **both, JAX_PROCESS_ID=str(i)) for i in range(2)]
-    started.append(start("one", JAX_NUM_CPU_DEVICES="2"))
-    for process in started:
-        told = process.communicate(timeout=300)[1]
-        assert process.returncode == 0, told
-
-    one, two = (read_metrics(tmp_path / name / "metrics.jsonl") for name in ("one", "two"))
-    assert len(one) == len(two) == 3  # a line of training, two of scores
-    assert one[1]["loss"] == pytest.approx(two[1]["loss"], rel=1e-5)
-    losses = [held_out_losses(tmp_path / name) for name in ("one", "two")]
-    assert len(losses[0]) == 2 and losses[0] == pytest.approx(losses[1], rel=1e-3)
-    scores = [json.loads((tmp_path / n / "report/scores.json").read_text()) for n in ("one", "two")]
-    counted = [np.sum(score["confusion"], axis=1).tolist() for score in scores]
-    assert counted[0] == counted[1]  # every held-out pixel once
-    assert scores[0]["mean_iou"] == pytest.approx(scores[1]["mean_iou"], abs=1e-3)
-    for name in ("id", "pixel_accuracy", "mean_boundary_iou"):  # each by the process that had it
-        (got, want) = ([picture[name] for picture in score["pictures"]] for score in scores)
-        assert len(got) == 9 and got == (want if name == "id" else pytest.approx(want, abs=1e-2))
-    assert sum(scores[0]["calibration"]["count"]) == sum(scores[1]["calibration"]["count"])
 
 
 def test_from_the_shell_twice_compiles_once_and_needs_the_folder_alone(tmp_path):

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from segjax.models import FCN, SETRMLA, SETRPUP, SETRNaive, UNet, UNetPlusPlus
+from segjax.models import FCN, SETRPUP, UNet, UNetPlusPlus
 from segjax.training import cost, sharding
 from segjax.training.devices import find
 from segjax.training.losses import cross_entropy
@@ -24,9 +24,7 @@ FAMILIES = {
     "U-Net": UNet(3, (8, 16), **BF16),
     "U-Net++": UNetPlusPlus(3, (4, 8, 16), **BF16),
     "FCN-8s": FCN(3, widths=(4, 4, 8, 8, 8), classifier_width=8, padding="same", **BF16),
-    "SETR-Naive": SETRNaive(3, auxiliary_taps=(0,), **ENCODER),
     "SETR-PUP": SETRPUP(3, auxiliary_taps=(0,), **ENCODER),
-    "SETR-MLA": SETRMLA(3, taps=(0, 0, 1, 1), **ENCODER),
 }
 
 
