@@ -26,7 +26,7 @@ SIDES = {"fcn8s": 32}
 ONE, SPLIT = (1, 1, "no"), (8, 1, "data")
 MESHES = [
     ("unet", (2, 1, "no")),
-    *(("setr", mesh) for mesh in [SPLIT, (8, 2, "model"), (4, 2, "data")]),
+    *(("setr", mesh) for mesh in [(8, 2, "model"), (4, 2, "data")]),
     ("unetplusplus", SPLIT),
     ("fcn8s", (4, 1, "data")),
 ]
@@ -116,7 +116,7 @@ def test_it_trains_as_on_one_device(network, mesh):
     assert distance(one, trained(network, mesh, "float64", ADAM)) < 1e-10
 
 
-@pytest.mark.parametrize("network", ["unet", "setr"])
+@pytest.mark.parametrize("network", ["unet"])
 def test_it_trains_as_on_one_device_in_float32(network):
     """By SGD: Adam's quotient makes a step of rounding where a gradient is nearly nothing."""
     one = trained(network, ONE, "float32", SGD)

@@ -32,8 +32,8 @@ class Deep(TinyRecipe):
     evaluate_every: int = 2
 
     def model(self):
-        encoder = {"depth": 8, "width": 32, "heads": 2, "patch": 4, "grid": (4, 4)}
-        return SETRNaive(2, channels=4, auxiliary_taps=(3,), **encoder)
+        encoder = {"depth": 6, "width": 16, "heads": 2, "patch": 4, "grid": (4, 4)}
+        return SETRNaive(2, channels=4, auxiliary_taps=(), **encoder)
 
 
 @pytest.fixture(autouse=True)
@@ -109,13 +109,13 @@ def test_a_run_goes_on_where_another_way_fits(tmp_path, needs, room, capsys):
         return state_of(run)[1]["params"]
 
     room(1.001 * needs["remat"])
-    train(tmp_path / "run", 2, "--memory", "fit")
+    begun = train(tmp_path / "run", 2, "--memory", "fit")
     assert re.search(r"memory: remat; plain takes .*, remat takes", capsys.readouterr().out)
     run = Run(tmp_path / "run")
     assert run.fields["memory"] == "fit" and run.rebuild("model").remat
     resumed = train(tmp_path / "run", 4)
     assert "going on from step 2 of 4" in capsys.readouterr().out
-    jax.tree.map(np.testing.assert_array_equal, resumed, train(tmp_path / "straight", 4))
+    jax.tree.map(np.testing.assert_array_equal, resumed, begun)  # at a rate of 0
 
 
 def test_a_network_that_knows_no_remat_is_told(capsys):
