@@ -40,7 +40,7 @@ HeldOut = Literal["val", "test"]
 # What may differ when a run is taken up again; all else would make it another run.
 _LENGTH = {"steps", "epochs", "patience"}
 _PLACES = {"data_axis", "model_axis", "shard"}  # where it is computed
-_SAME_VALUES = {"memory", "model remat", "not_finite"}  # which change no value that is kept
+_SAME_VALUES = {"memory", "model remat", "not_finite"}  # up to rounding
 _MAY_CHANGE = _LENGTH | _PLACES | _SAME_VALUES
 _MAY_CHANGE |= {"evaluate_every", "log_every", "log_to", "data", "workers", "cache"}
 _NO_FIELDS: Mapping[str, Any] = MappingProxyType({})
