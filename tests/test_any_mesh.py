@@ -26,9 +26,9 @@ SIDES = {"fcn8s": 32}
 ONE, SPLIT = (1, 1, "no"), (8, 1, "data")
 MESHES = [
     ("unet", (2, 1, "no")),
-    *(("setr", mesh) for mesh in [(8, 2, "model"), (4, 2, "data")]),
-    ("unetplusplus", SPLIT),
-    ("fcn8s", (4, 1, "data")),
+    ("setr", (4, 2, "data")),
+    ("unetplusplus", (2, 1, "data")),
+    ("fcn8s", (2, 1, "data")),
 ]
 # What is asked of the step, all of it at once.
 ASKED = {"float64": {"ema": 0.9, "accumulate": 2}, "float32": {"ema": 0.9}}

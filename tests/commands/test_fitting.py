@@ -43,7 +43,6 @@ def small(monkeypatch):
     monkeypatch.setattr(sharding, "make_mesh", lambda *_, **__: make_mesh(jax.devices()[:1]))
 
 
-@pytest.fixture(scope="module")
 def needs():
     """What a step takes in each way, by the compiler."""
     mesh = sharding.make_mesh(jax.devices()[:1])
@@ -65,42 +64,22 @@ def room(monkeypatch):
     return lambda size: monkeypatch.setattr(memory, "left", lambda: size / memory.SHARE)
 
 
-def test_each_way_takes_less(needs):
-    assert needs["parts"] < needs["remat"] < 0.7 * needs["plain"]
+def test_the_first_way_that_fits_is_taken_and_a_run_goes_on_where_another_does(
+    tmp_path, room, capsys, monkeypatch
+):
+    """All in one, for two workers would compile each way twice."""
+    need = needs()
+    assert need["parts"] < need["remat"] < 0.7 * need["plain"]
+    mesh = sharding.make_mesh()
 
+    def known(recipe, _):
+        return need["parts" if recipe.accumulate > 1 else recipe.memory]
 
-@pytest.mark.parametrize("way", ["plain", "remat"])
-def test_the_first_way_that_fits_is_taken(way, needs, room):
-    room(1.001 * needs[way])
-    taken, told = fitting.fitted(Deep(data=Path(), memory="fit"), sharding.make_mesh())
-    assert taken == Deep(data=Path(), memory=way)
-    assert told.startswith(f"memory: {way}; plain takes ") and told.endswith("for each device")
+    with monkeypatch.context() as patch:  # for each would be compiled again
+        patch.setattr(fitting, "_need", known)
+        choose(need, room, mesh)
 
-
-def test_where_none_fits_what_would_is_told(needs, room):
-    room(1.001 * needs["parts"])
-    told = r"step of 8 × 32×32 on 1 × cpu takes .*B \(plain\) and .*B \(remat\) .*"
-    with pytest.raises(SegjaxError, match=told + r" With --accumulate 2 it takes [\d.]+ .iB;"):
-        fitting.fitted(Deep(data=Path(), memory="fit"), sharding.make_mesh())
-    room(1000)
-    with pytest.raises(SegjaxError, match="One picture at a time does not fit either"):
-        fitting.fitted(Deep(data=Path(), memory="fit", batch_size=1), sharding.make_mesh())
-
-
-def test_of_a_network_without_remat_only_the_plain_way_is_tried(room):
-    room(1000)
-    with pytest.raises(SegjaxError, match=r"takes [\d.]+ .iB \(plain\) of memory"):
-        fitting.fitted(TinyRecipe(data=Path(), memory="fit"), sharding.make_mesh())
-
-
-def test_devices_that_share_the_host_share_its_memory(room):
-    room(800)
-    mesh = jax.make_mesh((8,), ("data",), (jax.sharding.AxisType.Auto,), devices=jax.devices())
-    assert fitting._room(mesh) == pytest.approx(100)
-
-
-def test_a_run_goes_on_where_another_way_fits(tmp_path, needs, room, capsys):
-    """On another machine: the network's field is another, its values are not."""
+    # On another machine: the network's field is another, its values are not.
     home = make_data(tmp_path / "data")
 
     def train(run, steps, *more):
@@ -108,7 +87,7 @@ def test_a_run_goes_on_where_another_way_fits(tmp_path, needs, room, capsys):
         main(Deep, ["train", *options, "--learning-rate", "0"])
         return state_of(run)[1]["params"]
 
-    room(1.001 * needs["remat"])
+    room(1.001 * need["remat"])
     begun = train(tmp_path / "run", 2, "--memory", "fit")
     assert re.search(r"memory: remat; plain takes .*, remat takes", capsys.readouterr().out)
     run = Run(tmp_path / "run")
@@ -116,6 +95,33 @@ def test_a_run_goes_on_where_another_way_fits(tmp_path, needs, room, capsys):
     resumed = train(tmp_path / "run", 4)
     assert "going on from step 2 of 4" in capsys.readouterr().out
     jax.tree.map(np.testing.assert_array_equal, resumed, begun)  # at a rate of 0
+
+
+def choose(need, room, mesh):
+    """Which way is taken, and what is told."""
+    for way in ("plain", "remat"):
+        room(1.001 * need[way])
+        taken, told = fitting.fitted(Deep(data=Path(), memory="fit"), mesh)
+        assert taken == Deep(data=Path(), memory=way)
+        assert told.startswith(f"memory: {way}; plain takes ") and told.endswith("for each device")
+    # Where none fits, what would is told.
+    room(1.001 * need["parts"])
+    said = r"step of 8 × 32×32 on 1 × cpu takes .*B \(plain\) and .*B \(remat\) .*"
+    with pytest.raises(SegjaxError, match=said + r" With --accumulate 2 it takes [\d.]+ .iB;"):
+        fitting.fitted(Deep(data=Path(), memory="fit"), mesh)
+
+
+def test_of_a_network_without_remat_only_the_plain_way_is_tried(room):
+    room(1000)
+    with pytest.raises(SegjaxError, match=r"takes [\d.]+ .iB \(plain\) of memory") as told:
+        fitting.fitted(TinyRecipe(data=Path(), memory="fit", batch_size=1), sharding.make_mesh())
+    assert "One picture at a time does not fit either" in str(told.value)
+
+
+def test_devices_that_share_the_host_share_its_memory(room):
+    room(800)
+    mesh = jax.make_mesh((8,), ("data",), (jax.sharding.AxisType.Auto,), devices=jax.devices())
+    assert fitting._room(mesh) == pytest.approx(100)
 
 
 def test_a_network_that_knows_no_remat_is_told(capsys):

@@ -1,7 +1,6 @@
 """Every family's training step, compiled for TPUs that are not here and lowered for GPUs."""
 
 import importlib.util
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -58,12 +57,6 @@ def in_shapes(model, mesh):
     return step, state, on(sharding.split(mesh), batch)
 
 
-class Compiled(NamedTuple):
-    cost: cost.Cost
-    state: object
-    memory: object
-
-
 @pytest.fixture(scope="module")
 def chips():
     with pytest.MonkeyPatch.context() as patch:
@@ -72,16 +65,14 @@ def chips():
         yield cost.slice_devices("v5e:2x2")
 
 
-@pytest.fixture(scope="module", params=FAMILIES)
-def compiled(request, chips):
-    mesh = sharding.make_mesh(chips)
-    step, state, batch = in_shapes(FAMILIES[request.param], mesh)
+def compiled(family, chips):
+    step, state, batch = in_shapes(FAMILIES[family], sharding.make_mesh(chips))
     jax.config.update("jax_disable_most_optimizations", False)  # of conftest.py
     try:
         program = cost.lower(step, state, batch).compile()
     finally:
         jax.config.update("jax_disable_most_optimizations", True)
-    return Compiled(cost.of_compiled(program), state, program.memory_analysis())
+    return cost.of_compiled(program), state, program.memory_analysis()
 
 
 def norms(state):
@@ -89,33 +80,28 @@ def norms(state):
     return [x.size for x in jax.tree.leaves(state.batch_stats)][::2]
 
 
-def test_activations_stay_where_they_are(compiled):
-    assert set(compiled.cost.collectives) == {"all-reduce"}
-
-
-def test_gradients_are_reduced_once_and_batch_norm_talks_once_each_way(compiled):
-    number, size = compiled.cost.collectives["all-reduce"]
-    channels = norms(compiled.state)
+@pytest.mark.parametrize("family", FAMILIES)  # all of one program: two workers compile it once
+def test_a_step_on_a_slice(family, chips):
+    found, state, memory = compiled(family, chips)
+    # Activations stay where they are.
+    assert set(found.collectives) == {"all-reduce"}
+    # Gradients are reduced once, and batch norm talks once each way.
+    number, size = found.collectives["all-reduce"]
+    channels = norms(state)
     # Sum and sum of squares forward, and their gradients backward, which are scale's and bias' too:
     # float32 each. The gradient in one, which XLA adds up in the type it is computed in, bfloat16;
     # and a few scalars, the loss and how many pixels count.
-    once = 2 * cost.count(compiled.state.params) + 4 * 4 * sum(channels)
+    once = 2 * cost.count(state.params) + 4 * 4 * sum(channels)
     assert 0.95 * once < size < 1.05 * once
     assert number <= 2 * len(channels) + 4
-
-
-def test_the_state_is_donated(compiled):
-    found = compiled.cost
-    assert found.aliased >= bytes_per_device(compiled.state)
-    assert found.outputs - found.aliased < 4096  # loss, norm, rate: a tile each
-
-
-def test_memory_is_the_compilers(compiled):
-    memory = compiled.memory
+    # The state is donated; what is left are loss, norm, rate: a tile each.
+    assert found.aliased >= bytes_per_device(state)
+    assert found.outputs - found.aliased < 4096
+    # Memory is the compiler's.
     whole = memory.argument_size_in_bytes + memory.temp_size_in_bytes
     beyond = memory.output_size_in_bytes - memory.alias_size_in_bytes
-    assert compiled.cost.memory == whole + beyond
-    assert compiled.cost.arguments >= bytes_per_device(compiled.state)
+    assert found.memory == whole + beyond
+    assert found.arguments >= bytes_per_device(state)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
