@@ -7,7 +7,7 @@ demo: .venv/installed  ## train, evaluate and draw, on photographs that are kept
 	$(BIN)/python experiments/unet_nuclei.py train
 
 test: .venv/installed-test
-	$(BIN)/python -m pytest -n 2  # most of the time is one core, compiling
+	$(BIN)/python -m pytest -n 2 --dist worksteal  # most of the time is one core, compiling
 
 lint: .venv/installed-dev
 	$(BIN)/ruff check .
