@@ -38,6 +38,7 @@ SHELVES = shelves() | {name: set() for name in EVERYWHERE}
 # Within these packages modules are leaves, but for what is named.
 LEAVES = {
     "segjax.training": {
+        "segjax.training.checkpoint": {"segjax.training.checksums"},
         "segjax.training.cost": {"segjax.training.devices"},
         "segjax.training.train": {"segjax.training.accumulation"},
         "segjax.training.losses": {

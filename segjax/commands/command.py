@@ -170,9 +170,10 @@ def keep_on_without_readers() -> None:
             continue  # somebody's own, as a test's
         stream.flush()
         raw = _Lasting(stream.fileno(), "wb", closefd=False)
+        # Python -u writes at once, to the raw file; which typeshed has not for a text's.
+        writer: Any = raw if stream.write_through else io.BufferedWriter(raw)
         lasting = io.TextIOWrapper(
-            # Python -u writes at once.
-            raw if stream.write_through else io.BufferedWriter(raw),  # type: ignore[arg-type]
+            writer,
             encoding=stream.encoding,
             errors=stream.errors,
             line_buffering=stream.line_buffering,

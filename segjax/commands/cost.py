@@ -270,8 +270,9 @@ def show(recipe: "Recipe", place: Machine, found: Found, *, seconds: float | Non
         "per device",
         show_header=False,
     )
-    for justify in ("left", "right", "left"):
-        table.add_column("", justify=justify)  # type: ignore[arg-type]
+    table.add_column("")
+    table.add_column("", justify="right")
+    table.add_column("")
     table.add_row("parameters", f"{found.parameters:,}", "exact")
     table.add_row("state", _bytes(found.state), "exact")
     table.add_row("batch", _bytes(found.batch), "exact")

@@ -33,9 +33,9 @@ def keep_failed(error: NotFinite, folder: Path, source: pipeline.Source) -> str:
     return f" Its batch is kept for a look: {home}."
 
 
-def _write(home: Path, batch: dict[str, np.ndarray], source: pipeline.Source) -> None:
+def _write(home: Path, batch: dict[str, Any], source: pipeline.Source) -> None:
     home.mkdir(parents=True, exist_ok=True)
-    np.savez_compressed(home / "batch.npz", **batch)  # type: ignore[arg-type]  # allow_pickle
+    np.savez_compressed(home / "batch.npz", **batch)
     for row, (image, label) in enumerate(zip(batch["image"], batch["label"], strict=True)):
         Image.fromarray(as_shown(image)).save(home / f"{row}_image.png")
         Image.fromarray(label).save(home / f"{row}_label.png")

@@ -3,6 +3,7 @@
 import errno
 import os
 import socket
+import sys
 import time
 import warnings
 from collections.abc import Iterator
@@ -14,10 +15,8 @@ import jax
 
 from segjax.errors import SegjaxError, SegjaxWarning
 
-try:
+if sys.platform != "win32":
     import fcntl
-except ImportError:  # Windows
-    fcntl = None  # type: ignore[assignment]
 
 LOCK = "lock"
 _HELD = (errno.EWOULDBLOCK, errno.EAGAIN, errno.EACCES)
@@ -38,7 +37,8 @@ def locked(folder: Path) -> Iterator[None]:
         SegjaxError: another process trains there.
     """
     made = [path for path in (folder, *folder.parents) if not path.exists()]
-    held = _take(folder) if fcntl and jax.process_index() == 0 and _is_ours(folder) else None
+    locks = sys.platform != "win32" and jax.process_index() == 0
+    held = _take(folder) if locks and _is_ours(folder) else None
     try:
         yield
     finally:

@@ -6,15 +6,12 @@
 1500.damaged               one that is no longer as it was written, set aside: never removed
 """
 
-import errno
 import json
 import logging
 import math
-import os
 import shutil
 import tempfile
 import warnings
-import zlib
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, suppress
@@ -27,13 +24,13 @@ import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 
 from segjax.errors import SegjaxError, SegjaxWarning
+from segjax.training import checksums
 
 # Orbax tells every save at length, and what it raises as well.
 logging.getLogger("absl").setLevel(logging.CRITICAL)
 
 _NEWEST = 2  # kept beside the best: should the last one be damaged, the one before it is there
-_CHECKSUMS, _SCORES = "checksums.json", "metrics/metrics"
-_CHUNK = 1 << 20
+_SCORES = "metrics/metrics"
 
 
 class Damaged(SegjaxError):
@@ -84,7 +81,7 @@ class Checkpoints:
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         with self._closing:
             try:
-                self._finish()
+                self.wait()
                 if self._writer is not None:  # else nothing has changed
                     self._prune()
                     self._writer.close()
@@ -111,7 +108,7 @@ class Checkpoints:
 
     def holds(self, field: str, *, step: int) -> bool:
         """Whether a checkpoint has arrays of a field of the state, as "ema"."""
-        self._finish()  # it may be the one that is being written
+        self.wait()  # it may be the one that is being written
         return any(name.split(".")[0] == field for name in self._stored(step))
 
     def save(self, step: int, state: Any, scores: Mapping[str, float] | None = None) -> None:
@@ -124,7 +121,7 @@ class Checkpoints:
             SegjaxError: it cannot be written, or the one before it could not.
         """
         metrics = {name: float(x) for name, x in (scores or {}).items()}
-        self._finish()
+        self.wait()
         if step in self._scores:
             if metrics and not self.scored(step):
                 self._add_scores(step, metrics)
@@ -152,8 +149,18 @@ class Checkpoints:
         return self._scores.get(step) is not None
 
     def wait(self) -> None:
-        """Return once all that was saved is written."""
-        self._finish()
+        """Return once all that was saved is written.
+
+        Raises:
+            SegjaxError: it cannot be.
+        """
+        if self._writing is None or self._writer is None:
+            return
+        try:
+            self._writer.wait_until_finished()
+        except Exception as error:
+            raise self._unwritten(error) from error
+        self._writing = None
 
     def resume(self, like: Any) -> tuple[int, Any]:
         """Step and state of the newest checkpoint that is whole; 0 and `like` without any.
@@ -205,7 +212,7 @@ class Checkpoints:
             Vanished: another process has removed it meanwhile.
             SegjaxError: no such checkpoint, or one of another tree or other shapes, each named.
         """
-        self._finish()  # it may be the one that is being written
+        self.wait()  # it may be the one that is being written
         stored, wanted = self._stored(step), _shapes(like)
         fields = _fields(like)
         stored = {name: shape for name, shape in stored.items() if name.split(".")[0] in fields}
@@ -240,7 +247,7 @@ class Checkpoints:
 
     def verify(self, step: int) -> None:
         """Raise Damaged (or Vanished) where the files of a checkpoint are not as written."""
-        self._finish()
+        self.wait()
         if why := self._damage(step):
             raise self._damaged(step, why)
 
@@ -283,7 +290,7 @@ class Checkpoints:
         """The error of a checkpoint that could not be read."""
         where, line = self.folder / str(step), _first_line(error)
         why = self._damage(step)
-        if not why and (where / _CHECKSUMS).exists():
+        if not why and (where / checksums.NAME).exists():
             return SegjaxError(
                 f"{where}: the checkpoint cannot be read ({line}), though its files are as they "
                 "were written. It may be of another release of JAX or Orbax: environment.json has "
@@ -307,16 +314,6 @@ class Checkpoints:
             )
         return Damaged(where, why, remedy)
 
-    def _finish(self) -> None:
-        """Wait for the checkpoint that is being written."""
-        if self._writing is None or self._writer is None:
-            return
-        try:
-            self._writer.wait_until_finished()
-        except Exception as error:
-            raise self._unwritten(error) from error
-        self._writing = None
-
     def _unwritten(self, error: Exception) -> SegjaxError:
         """The error of a checkpoint that could not be written."""
         step, self._writing = self._writing, None
@@ -333,50 +330,27 @@ class Checkpoints:
 
         In Orbax's own thread, of the first process, when all processes have written their files.
         """
-        where = self.folder / f"{self._writing}{ocp.utils.TMP_DIR_SUFFIX}"
-        sums = {}
-        for path in _files(where):
-            with path.open("r+b") as file:
-                os.fsync(file.fileno())
-            sums[path.relative_to(where).as_posix()] = _checksum(path)
-        with (where / _CHECKSUMS).open("w", encoding="utf-8") as file:
-            file.write(json.dumps(sums, indent=1))
-            file.flush()
-            os.fsync(file.fileno())
+        checksums.seal(self.folder / f"{self._writing}{ocp.utils.TMP_DIR_SUFFIX}")
 
     def _add_scores(self, step: int, metrics: Mapping[str, float]) -> None:
         """Give scores to a checkpoint whose evaluation was broken off."""
         self._scores[step] = _score(metrics, self._best)
         if jax.process_index():
             return
-        where, text = self.folder / str(step), json.dumps(metrics)
-        # The checksum first: after a kill in between, there are no scores yet, which is no damage.
-        sums = where / _CHECKSUMS
-        if sums.exists():
-            known = json.loads(sums.read_text(encoding="utf-8"))
-            _replace(sums, json.dumps(known | {_SCORES: [len(text), zlib.crc32(text.encode())]}))
-        _replace(where / _SCORES, text)
+        checksums.replace(self.folder / str(step), _SCORES, json.dumps(metrics))
 
     def _damage(self, step: int) -> str:
         """What is wrong with the files of a checkpoint; nothing where they are as written.
 
-        Of one from before there were checksums, only reading it can tell.
+        Of one from before there were checksums, only reading it can tell. Scores that are not there
+        yet are no damage.
         """
         where = self.folder / str(step)
         if step in self._bad:
             return self._bad[step]
         if not (where / "default").is_dir():
             return "its arrays, default/, are missing"
-        try:
-            sums = json.loads((where / _CHECKSUMS).read_text(encoding="utf-8"))
-            expected = {str(name): (int(size), int(crc)) for name, (size, crc) in sums.items()}
-        except FileNotFoundError:
-            return ""
-        except (ValueError, TypeError, AttributeError, RecursionError):
-            return f"{_CHECKSUMS} cannot be read"
-        with ThreadPoolExecutor() as pool:
-            found = pool.map(lambda name: _compared(where, name, expected[name]), expected)
-            return next(filter(None, found), "")
+        return checksums.damage(where, may_be_empty=_SCORES)
 
     def _tidy(self) -> None:
         """Remove the rests of a killed process, and set the damaged aside."""
@@ -453,47 +427,6 @@ def _score(metrics: Any, name: str) -> float | None:
     if not isinstance(metrics, dict) or (name in metrics and not isinstance(value, int | float)):
         raise ValueError(f"{str(metrics)[:80]} are no scores")
     return -math.inf if value is not None and math.isnan(value) else value
-
-
-def _files(folder: Path) -> list[Path]:
-    """The files of a checkpoint that do not change when it gets its name: those in its folders."""
-    return sorted(p for p in folder.rglob("*") if p.is_file() and p.parent != folder)
-
-
-def _checksum(path: Path) -> tuple[int, int]:
-    """Size in bytes and CRC-32 of a file: every change of up to 32 bits in a row is found."""
-    size = crc = 0
-    with path.open("rb") as file:
-        while chunk := file.read(_CHUNK):
-            size, crc = size + len(chunk), zlib.crc32(chunk, crc)
-    return size, crc
-
-
-def _compared(where: Path, name: str, expected: tuple[int, int]) -> str:
-    """What is wrong with a file; nothing where it is as expected."""
-    try:
-        size, crc = _checksum(where / name)
-    except (FileNotFoundError, NotADirectoryError):
-        return f"{name} is missing"
-    except OSError as error:
-        if error.errno != errno.EIO:  # no damage but permissions, memory …
-            raise
-        return f"{name} cannot be read ({error.strerror})"
-    if name == _SCORES and (where / name).read_bytes() == b"{}":
-        return ""  # none yet
-    if size != expected[0]:
-        return f"{name} has {size} bytes of {expected[0]}"
-    return "" if crc == expected[1] else f"{name} is not as it was written (its checksum differs)"
-
-
-def _replace(path: Path, text: str) -> None:
-    """Write a file anew, whole or not at all."""
-    unfinished = path.with_name(path.name + ".partial")
-    with unfinished.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(unfinished, path)
 
 
 def _first_line(reason: object) -> str:

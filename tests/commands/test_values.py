@@ -74,7 +74,7 @@ def test_a_field_of_a_network(kind, fields):
 
 def test_too_many_levels_do_not_hang():
     with pytest.raises(SegjaxError, match="too many levels"):
-        UNet(3, widths=(4,) * 30).geometry  # noqa: B018
+        _ = UNet(3, widths=(4,) * 30).geometry
 
 
 def test_what_they_may_be():

@@ -69,7 +69,7 @@ def names(folder) -> set[str]:
 
 def save(checkpoints, step, mean_iou=None):
     checkpoints.save(step, make_state(step), None if mean_iou is None else {"mean_iou": mean_iou})
-    checkpoints._finish()
+    checkpoints.wait()
 
 
 @pytest.mark.parametrize("optimizer", [SGD, ADAMW, optax.sgd(0.1)], ids=["sgd", "adamw", "plain"])
@@ -351,7 +351,7 @@ def test_who_only_reads_is_told_and_changes_nothing(copied, name):
     before = {path: path.read_bytes() for path in copied.rglob("*") if path.is_file()}
     with Checkpoints(copied, read_only=True) as checkpoints:
         with pytest.raises(Damaged) as caught:
-            checkpoints.best  # noqa: B018
+            _ = checkpoints.best
             checkpoints.verify(2)
         assert str(caught.value).startswith(f"{copied / '2'}: the checkpoint is damaged: ")
         assert "The run has another, of step 1: --checkpoint newest or best" in str(caught.value)
@@ -395,9 +395,9 @@ def test_a_crash_at_any_byte_leaves_one_of_the_two(copied, tmp_path):
     """Whatever file of the newest is cut or gone, as after a power cut, or has no name yet."""
     run, like = tmp_path / "run", {"step": jnp.int32(0)}
 
-    def resumed(damage) -> int:
+    def resumed(damage, *of) -> int:
         shutil.copytree(copied, run)
-        damage()
+        damage(*of)
         with warnings.catch_warnings(), Checkpoints(run) as checkpoints:
             warnings.simplefilter("ignore", SegjaxWarning)
             step, got = checkpoints.resume(like)
@@ -417,10 +417,10 @@ def test_a_crash_at_any_byte_leaves_one_of_the_two(copied, tmp_path):
     for path in [*(copied / "2").rglob("*")]:
         if path.is_file():
             file, size = path.relative_to(copied / "2"), path.stat().st_size
-            reached += [resumed(lambda: (run / "2" / file).unlink())]  # noqa: B023
+            reached += [resumed(os.unlink, run / "2" / file)]
             for length in (0, size - 1):
-                reached += [resumed(lambda: os.truncate(run / "2" / file, length))]  # noqa: B023
-            assert resumed(lambda: unnamed(file)) == 1  # noqa: B023
+                reached += [resumed(os.truncate, run / "2" / file, length)]
+            assert resumed(unnamed, file) == 1
     assert set(reached) == {1, 2} and reached.count(1) > 20
 
 
