@@ -50,6 +50,21 @@ def loss(output, labels):
     return sum(losses.cross_entropy(logits, labels) for logits in every)
 
 
+def step_on(lies, model, optimizer, **asked):
+    """The step of a state that lies so."""
+    return make_train_step(
+        model,
+        optimizer,
+        loss,
+        schedule=optimizers.constant(0.01),
+        prepare=lambda key, batch: (batch["image"], batch["label"]),
+        key=jax.random.key(2),
+        state_sharding=lies,
+        at_use=functools.partial(sharding.at_use, shardings=lies.params),
+        **asked,
+    )
+
+
 def make(network, optimizer):
     side = SIDES.get(network, SIDE)
     key, shape = jax.random.key(1), (1, side, side, 3)
@@ -79,17 +94,7 @@ def trained(network, mesh, dtype, optimizer):
         rules = getattr(model, "sharding_rules", ())
         # All that divides is split, however small.
         lies = sharding.state_shardings(state, mesh, shard=shard, rules=rules, whole_below=0)
-        step = make_train_step(
-            model,
-            optimizer,
-            loss,
-            schedule=optimizers.constant(0.01),
-            prepare=lambda key, batch: (batch["image"], batch["label"]),
-            key=jax.random.key(2),
-            state_sharding=lies,
-            at_use=functools.partial(sharding.at_use, shardings=lies.params),
-            **ASKED[dtype],
-        )
+        step = step_on(lies, model, optimizer, **ASKED[dtype])
         state = jax.device_put(state, lies)
         for batch in sharding.prefetch(batches(SIDES.get(network, SIDE), dtype), mesh):
             state, _ = step(state, batch)
@@ -208,16 +213,7 @@ def test_parameters_are_gathered_a_block_at_a_time_and_activations_never():
     )
     shapes = jax.eval_shape(make)
     lies = sharding.state_shardings(shapes, mesh, shard="data", rules=model.sharding_rules)
-    step = make_train_step(
-        model,
-        SGD,
-        loss,
-        schedule=optimizers.constant(0.01),
-        prepare=lambda key, batch: (batch["image"], batch["label"]),
-        key=jax.random.key(2),
-        state_sharding=lies,
-        at_use=functools.partial(sharding.at_use, shardings=lies.params),
-    )
+    step = step_on(lies, model, SGD)
     state = jax.tree.map(
         lambda x, at: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=at), shapes, lies
     )
