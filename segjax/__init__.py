@@ -43,7 +43,8 @@ def use_compilation_cache() -> None:
     # By default JAX keeps only what took it over a second.
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
-    warnings.showwarning = partial(_mend_cache, warnings.showwarning)
+    if getattr(warnings.showwarning, "func", None) is not _mend_cache:  # by an earlier call
+        warnings.showwarning = partial(_mend_cache, warnings.showwarning)
 
 
 _TORN = re.compile(r"Error reading persistent compilation cache entry for '([^']+)'")

@@ -12,6 +12,9 @@ import jax, jax.numpy as jnp
 import segjax
 
 segjax.use_compilation_cache()
+shown = warnings.showwarning
+segjax.use_compilation_cache()
+assert warnings.showwarning is shown, "each call would be one deeper"
 missed = []
 jax.monitoring.register_event_listener(
     lambda event, **_: missed.append(event) if "cache_misses" in event else None

@@ -184,6 +184,11 @@ def reckon_memory(recipe: "Recipe", mesh: Any) -> Memory:
     What a split of layers over `model` saves within them is left out.
     """
     _, state, batch = step_in_shapes(recipe, mesh)
+    return memory_of(recipe, mesh, state, batch)
+
+
+def memory_of(recipe: "Recipe", mesh: Any, state: State, batch: Any) -> Memory:
+    """`reckon_memory` of a state and a batch whose shapes are known."""
     taken = reckon(*step_in_shapes(share_of(recipe, mesh), lone()))
     held = bytes_per_device(state), bytes_per_device(batch)
     return Memory(*held, taken.temporaries, taken.traffic)
@@ -212,8 +217,8 @@ def reckon_step(recipe: "Recipe", mesh: Any) -> Found:
     The collectives are the gradient's, or those of parameters that are gathered; those of batch
     norm, and within layers that are split over `model`, are left out.
     """
-    memory = reckon_memory(recipe, mesh)
-    _, state, _ = step_in_shapes(recipe, mesh)
+    _, state, batch = step_in_shapes(recipe, mesh)
+    memory = memory_of(recipe, mesh, state, batch)
     whole, part = bytes_of(state.params), bytes_per_device(state.params)
     collectives: Collectives = {}
     if mesh.shape["data"] > 1 and recipe.shard == "data":

@@ -33,7 +33,14 @@ from segjax.training.train import Batch
 
 Labels = Callable[[np.ndarray], np.ndarray]  # picture (H, W, C) -> label (H, W)
 SHEET_ROWS = 6  # pictures on a preview sheet
-_FILES = ("scores.md", "scores.json", "pictures.csv", "reliability.png", "curves.png")
+_FILES = (
+    "scores.md",
+    "scores.json",
+    "pictures.csv",
+    "reliability.png",
+    "curves.png",
+    "preview.png",
+)
 WORST = 5  # pictures that scores.md names
 
 
@@ -76,7 +83,7 @@ def evaluate(
     where = out or run / ("report" if split == "val" else f"report/{split}")
     inputs = files_of(source)
     overlays = {f"overlays/{path.stem}.png" for path in inputs}
-    names = (*_FILES, "preview.png", *overlays)
+    names = (*_FILES, *overlays)
     check_outputs(((where / name, f"the {split} data") for name in names), inputs)
     if jax.process_index() == 0:
         make_folder(where)  # before it computes

@@ -44,13 +44,9 @@ class Module(nn.Module):
                 and len(values) in ((1,) if number is None else number)
                 and all(_is_whole(one) and least <= one <= most for one in values)
             ):
-                several = "" if number is None else f"{_told(number)} of "
+                what = "a whole number" if number is None else f"{_told(number)} of whole numbers"
                 raise SegjaxError(
-                    f"{kind.__name__}: {name} is {value!r}; expected {several}whole numbers of "
-                    f"{least} to {most}."
-                    if several
-                    else f"{kind.__name__}: {name} is {value!r}; expected a whole number of "
-                    f"{least} to {most}."
+                    f"{kind.__name__}: {name} is {value!r}; expected {what} of {least} to {most}."
                 )
         if {"width", "heads"} <= _numbers(kind).keys() and self.width % self.heads:
             raise SegjaxError(
