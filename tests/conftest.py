@@ -1,5 +1,7 @@
 """All tests run on eight CPU devices and leave the user's cache folder alone."""
 
+import gc
+
 import jax
 import numpy as np
 import pytest
@@ -10,6 +12,8 @@ jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_compilation_cache_dir", None)
 # Small programs take longer to compile than to run.
 jax.config.update("jax_disable_most_optimizations", True)
+# Tracing makes many objects that live on: looking through them again and again is 8 % of the time.
+gc.set_threshold(50_000, 20, 50)
 
 
 @pytest.fixture(autouse=True, scope="session")
@@ -18,6 +22,7 @@ def cache_folder(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
         patch.setenv("JAX_PLATFORMS", "cpu")  # libtpu, where it is, looks for a TPU at length
+        patch.setenv("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
         yield
 
 

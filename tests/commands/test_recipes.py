@@ -129,19 +129,6 @@ def test_every_recipe_trains_evaluates_and_predicts(script, request, tmp_path, c
         told = (home / "report/scores.md").read_text()
         assert "| score | network | 95 % interval | Otsu |" in told
 
-    # Again: nothing left to train, the same scores; also for another batch size.
-    run(name, "train", "--run", home, *small(name, *data))
-    assert "at step 4 already, nothing is left to train" in capsys.readouterr().out
-    run(name, "evaluate", "--run", home, "--batch-size", 16)
-    assert_close(scores_of(home), scores)
-    capsys.readouterr()
-    tile = ("--tile", {"unet": 24, "setr": 48}.get(name[:4], 64))
-    run(name, "evaluate", "--run", home, *tile)
-    plan = "what it would give" if "setr" in name else "those of the whole picture"
-    assert plan in capsys.readouterr().out
-    tiled = scores_of(home)
-    assert tiled["mean_iou"] == pytest.approx(scores["mean_iou"], abs=1e-4)
-
     picture = tmp_path / "odd.png"
     Image.new("RGBA", (21, 33), (9, 8, 7, 6)).save(picture)
     run(name, "predict", picture, "--run", home, "--out", tmp_path / "out")
@@ -154,6 +141,21 @@ def test_every_recipe_trains_evaluates_and_predicts(script, request, tmp_path, c
         image = read_picture(picture, Run(home).fields["channels"])
         laid = visualise.overlay(image, label, Run(home).rebuild("palette"))
     np.testing.assert_array_equal(drawn[:33, :21], laid)  # beside and beneath it is the legend
+
+    if name not in ("unet_isbi", "fcn8s_voc", "setr_pup_camvid"):  # as these, one of each geometry
+        return
+    # Again: nothing left to train, the same scores; also for another batch size, and by tiles.
+    run(name, "train", "--run", home, *small(name, *data))
+    assert "at step 4 already, nothing is left to train" in capsys.readouterr().out
+    run(name, "evaluate", "--run", home, "--batch-size", 16)
+    assert_close(scores_of(home), scores)
+    capsys.readouterr()
+    tile = ("--tile", {"unet": 24, "setr": 48}.get(name[:4], 64))
+    run(name, "evaluate", "--run", home, *tile)
+    plan = "what it would give" if "setr" in name else "those of the whole picture"
+    assert plan in capsys.readouterr().out
+    tiled = scores_of(home)
+    assert tiled["mean_iou"] == pytest.approx(scores["mean_iou"], abs=1e-4)
     run(name, "predict", picture, "--run", home, "--out", tmp_path / "tiled", *tile)
     assert (tmp_path / "tiled/odd.png").read_bytes() == (tmp_path / "out/odd.png").read_bytes()
 
