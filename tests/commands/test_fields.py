@@ -406,7 +406,8 @@ def test_the_batch_of_a_step_that_is_not_finite_is_kept_for_a_look(white, capsys
     assert kept in told
     (row,) = json.loads((failed / "ids.json").read_text())
     assert (row["record"], row["id"]) == (1, "1") and row["epoch"] == (number - 1) // 2
-    batch = np.load(failed / "batch.npz")
+    with np.load(failed / "batch.npz") as stored:
+        batch = dict(stored)
     assert batch["image"].min() == 255 and batch["label"].shape == (1, 16, 16)
     assert np.array_equal(np.asarray(Image.open(failed / "0_image.png")), batch["image"][0])
     assert np.array_equal(np.asarray(Image.open(failed / "0_label.png")), batch["label"][0])

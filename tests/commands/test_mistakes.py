@@ -32,7 +32,7 @@ def test_a_file_that_breaks_amid_training_loses_nothing(
     whole = (folder / broken).read_bytes()
     (folder / broken).write_bytes(whole[:200])
     arguments = ["--run", tmp_path / "run", *small("unet_camvid", "--data", folder)]
-    arguments += ["--batch-size", 1, "--steps", 12, "--evaluate-every", 8]
+    arguments += ["--widths", 4, "--batch-size", 1, "--steps", 12, "--evaluate-every", 8]
     with one_device():
         told = run("unet_camvid", "train", *arguments, fails=True, capsys=capsys)
         assert broken in told and "Get the file again" in told
@@ -196,7 +196,7 @@ def test_predict_does_all_that_it_can(tmp_path, capsys):
 
 def test_moved_data(folder, tmp_path, capsys):
     home, moved = tmp_path / "run", tmp_path / "moved"
-    arguments = ["--run", home, *small("unet_camvid")]
+    arguments = ["--run", home, *small("unet_camvid", "--widths", 4)]
     run("unet_camvid", "train", *arguments, "--data", folder)
     scores = (home / "report/scores.json").read_text()
     folder.rename(moved)

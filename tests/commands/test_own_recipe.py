@@ -121,8 +121,9 @@ def test_a_warning_is_one_line(tmp_path, monkeypatch):
     paths = [str(Path(__file__).parent), str(Path(__file__).parents[1]), *sys.path]
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join(paths))
     ran = subprocess.run(
-        [sys.executable, tmp_path / "mine.py", "cost"], capture_output=True, text=True, check=True
-    )
+        [sys.executable, tmp_path / "mine.py", "cost", "--reckon"],
+        capture_output=True, text=True, check=True,
+    )  # fmt: skip
     assert "one training step of 8 × 32×32" in ran.stdout
     (told,) = [line for line in ran.stderr.splitlines() if "arning" in line]
     assert told.startswith("warning: The optimizer has a learning rate of its own, about 0.001,")

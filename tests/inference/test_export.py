@@ -60,7 +60,7 @@ def test_it_labels_as_in_use_to_the_bit(name):
     jax.config.update("jax_disable_most_optimizations", False)
     try:
         predict.clear_cache()
-        for i, size in enumerate(SIZES):
+        for i, size in enumerate(SIZES[:2] if "SETR" in name else SIZES):  # it compiles for long
             for batch in (1, 2) if name == "U-Net" else (1 + i % 2,):
                 images = rng.integers(0, 256, (batch, *size, 3), np.uint8)
                 want = np.asarray(labels_of(predict(variables, images)))

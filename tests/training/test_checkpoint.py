@@ -50,6 +50,14 @@ def assert_equal(got, want):
     jax.tree.map(equal, got, want)
 
 
+@pytest.fixture(autouse=True, scope="module")
+def frozen():
+    """What other tests have left is not looked through at every collection here."""
+    gc.freeze()
+    yield
+    gc.unfreeze()
+
+
 @pytest.fixture
 def checkpoints(tmp_path):
     with Checkpoints(tmp_path / "checkpoints") as checkpoints:
