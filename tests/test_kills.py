@@ -10,7 +10,7 @@ SCRIPT = Path(__file__).parents[1] / "benchmarks/kills.py"
 
 
 def test_what_is_killed_again_and_again_comes_out_the_same():
-    """Of the same number of devices to the bit, of others to 1e-6."""
+    """Of the same number of devices to the bit, of others to 1e-12."""
     ran = subprocess.run(
         [sys.executable, SCRIPT, "--kills", "1", "--steps", "20"],
         capture_output=True, text=True, check=False, timeout=600,
