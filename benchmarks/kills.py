@@ -200,6 +200,7 @@ def main_(argv: list[str] | None = None) -> None:
         start = {"processes": given.processes, "steps": given.steps}
         alone = Path(home) / "undisturbed"
         devices = 1 if many else DEVICES
+        counts_of_devices = [n for n in (1, 2, 4) if Small.batch_size % (n * given.processes) == 0]
         first = Killed(alone, devices=devices, workers=2, **start)
         statuses, told = first.end(within=900)  # which compiles
         if any(statuses):
@@ -210,7 +211,7 @@ def main_(argv: list[str] | None = None) -> None:
             runs, run = runs + 1, Path(home) / f"killed{runs}"
             change = runs % 2 == 0
             while True:
-                now = rng.choice((1, 2, 4)) if change else devices
+                now = rng.choice(counts_of_devices) if change else devices
                 training = Killed(run, devices=now, workers=rng.randint(1, 3), **start)
                 if kills == given.kills:
                     number = 0
