@@ -22,7 +22,7 @@ def cache_folder(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
         patch.setenv("JAX_PLATFORMS", "cpu")  # libtpu, where it is, looks for a TPU at length
-        patch.setenv("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
+        patch.setenv("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")  # as above, of what is started
         yield
 
 

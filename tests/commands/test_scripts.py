@@ -110,6 +110,10 @@ def test_a_run_of_a_scripts_own_classes_is_used_from_its_folder(shell, tmp_path)
     scores = scored(home / "report")
     shell("-m", "segjax", "evaluate", home, cwd="other")
     assert scored(home / "report") == scores
+    shell("-m", "segjax", "predict", home, home / "report/preview.png", cwd="other")
+    assert (home / "predictions/preview.png").exists()
+    shell("mine/recipe.py", "evaluate", "--run", "runs/recipe", "--out", "scored")
+    assert scored(tmp_path / "scored") == scores
     assert "going on from step 2 of 3" in shell("mine/recipe.py", "train", "--steps", 3)
 
     (tmp_path / "mine").rename(tmp_path / "moved")

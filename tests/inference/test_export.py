@@ -60,17 +60,15 @@ def test_it_labels_as_in_use_to_the_bit(name):
     jax.config.update("jax_disable_most_optimizations", False)
     try:
         predict.clear_cache()
-        for i, size in enumerate(SIZES[:2] if "SETR" in name else SIZES):  # it compiles for long
+        for i, size in enumerate(SIZES):
             for batch in (1, 2) if name == "U-Net" else (1 + i % 2,):
-                images = rng.integers(0, 256, (batch, *size, 3), np.uint8)
+                # Of the last size the sample, of which not all is one class.
+                shape = batch, *size, 3
+                images = rng.integers(0, 256, shape, np.uint8) if i < 2 else sample[:batch]
                 want = np.asarray(labels_of(predict(variables, images)))
                 got = np.asarray(made.call(flat(variables), images))
                 assert got.dtype == np.uint8
                 np.testing.assert_array_equal(got, want)
-        images = sample[:1]
-        np.testing.assert_array_equal(
-            made.call(flat(variables), images), labels_of(predict(variables, images))
-        )
     finally:
         jax.config.update("jax_disable_most_optimizations", True)
 
