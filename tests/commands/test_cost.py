@@ -84,6 +84,6 @@ def test_devices_are_those_that_there_are(capsys):
     ],
 )
 def test_a_machine_that_is_none_is_told(options, text, capsys):
-    assert jax.device_count() == 8  # JAX has begun, which it had not in a process of this test alone
+    assert jax.device_count() == 8  # JAX has begun, alone too
     error = run("unet_shapes", "cost", *ELSEWHERE, *options.split(), fails=True, capsys=capsys)
     assert re.search(text, error)
