@@ -15,8 +15,8 @@ from flax import linen as nn
 from jax.core import max_dim
 from jax.typing import DTypeLike
 
+from segjax.models import lanes
 from segjax.models.geometry import Span, deconv_span
-from segjax.models.module import Module
 
 # N(0, sqrt(2 / fan_in)): U-Net, section 3, after He et al. 2015.
 he_normal = nn.initializers.variance_scaling(2.0, "fan_in", "normal")
@@ -94,7 +94,8 @@ def _pool(
     """The maximum over windows at stride 2, in the form that the platform is fast at.
 
     On a CPU by comparisons of shifted maps; a TPU or GPU has an instruction for it, which needs
-    less memory and traffic there. Only that of the platform compiled for is compiled.
+    less memory and traffic there, but for maps that are packed. Only that of the platform compiled
+    for is compiled.
     """
 
     def windows(x: jax.Array) -> jax.Array:
@@ -102,7 +103,20 @@ def _pool(
 
     if any(not isinstance(n, int) for n in x.shape[1:3]):  # which an export leaves open
         return compared(x)
-    return jax.lax.platform_dependent(x, cpu=compared, default=windows)
+    pixels = lanes.sharing(*x.shape[1::2]) if side == 2 and not any(padding) else 1
+    packed = windows if pixels == 1 else partial(_pool_packed, pixels=pixels)
+    return jax.lax.platform_dependent(x, cpu=compared, tpu=packed, default=windows)
+
+
+def _pool_packed(x: jax.Array, *, pixels: int) -> jax.Array:
+    """The maximum over 2×2 windows of a map of an even height, in the lanes of a TPU."""
+    features = x.shape[-1]
+    x = lanes.pack(x[:, :, : 2 * (x.shape[2] // 2)], pixels)
+    x = x.reshape(*x.shape[:2], -1, 2, x.shape[3])
+    x = _larger(x[:, :, :, 0], x[:, :, :, 1])
+    rows = [x[..., i * features : (i + 1) * features] for i in range(pixels)]
+    pairs = [_larger(*pair) for pair in zip(rows[::2], rows[1::2], strict=True)]
+    return lanes.unpack(jnp.concatenate(pairs, axis=-1), pixels // 2)
 
 
 def _behind(padding: tuple[int, ...]) -> tuple[tuple[int, int], ...]:
@@ -134,7 +148,7 @@ def local_response_norm(x: jax.Array) -> jax.Array:
 
 
 class UpConv(nn.Module):
-    """A transposed convolution at stride 2, as one matrix product; 2×2 is U-Net's up-convolution.
+    """A transposed convolution at stride 2; 2×2 is U-Net's up-convolution.
 
     out[2i + a - p, 2j + b - p] = Σ kernel[a, b]ᵀ x[i, j] + bias over all that meet there, with
     p = side / 2 - 1 rows and columns cropped at each border. So `kernel` (side, side, C, features)
@@ -159,6 +173,15 @@ class UpConv(nn.Module):
         kernel = self.param("kernel", init, (2 * n, 2 * n, x.shape[-1], self.features))
         bias = self.param("bias", nn.initializers.zeros, (self.features,))
         x, kernel, bias = nn.dtypes.promote_dtype(x, kernel, bias, dtype=self.dtype)
+        if any(not isinstance(size, int) for size in x.shape[1:3]):  # which an export leaves open
+            return self._as_product(x, kernel, bias)
+        return jax.lax.platform_dependent(
+            x, kernel, bias, tpu=self._dilated, default=self._as_product
+        )
+
+    def _as_product(self, x: jax.Array, kernel: jax.Array, bias: jax.Array) -> jax.Array:
+        """By one matrix product: the kernel's gradient is one too, which CPUs are fast at."""
+        n = self.side // 2
         b, height, width, c = x.shape
         h, w = height + n - 1, width + n - 1
         # A window of n×n input pixels gives 2×2 output pixels; the kernel is split by parity.
@@ -168,6 +191,21 @@ class UpConv(nn.Module):
         y = x @ kernel.reshape(n * n * c, -1) + jnp.tile(bias, 4)
         y = y.reshape(b, h, w, 2, 2, self.features).swapaxes(2, 3)
         return crop(y.reshape(b, 2 * h, 2 * w, self.features), 2 * height, 2 * width)
+
+    def _dilated(self, x: jax.Array, kernel: jax.Array, bias: jax.Array) -> jax.Array:
+        """By a convolution of the dilated map: on a TPU the product's 2×2 pixels are copied."""
+        _, height, width, c = x.shape
+        pixels = lanes.sharing(height, c)
+        if self.side != 2 or lanes.sharing(2 * height, self.features) != 2 * pixels:
+            pad = self.side // 2 - 1
+            return bias + deconv(x, kernel, 2 * height, 2 * width, stride=2, offset=pad)
+        # (2 rows, 2 columns, C, F) -> (2 columns, C, 2 rows · F): the two rows of the result that a
+        # pixel gives share the lanes.
+        kernel = lanes.of_each(kernel.transpose(1, 2, 0, 3).reshape(2, c, -1), pixels)
+        y = lanes.convolve(
+            lanes.pack(x, pixels), kernel[None, ::-1], padding=((0, 0), (1, 1)), dilation=(1, 2)
+        )
+        return lanes.unpack(y + jnp.tile(bias, 2 * pixels), 2 * pixels)
 
 
 Up = Literal["upconv", "transposed", "bilinear", "bilinear_corners", "nearest"]
@@ -197,50 +235,6 @@ def upsample_span(out: Span, up: Up) -> Span:
     """The input indices that the outputs `out` of `upsample` depend on; all, with corners."""
     side = 2 if up in ("upconv", "nearest") else 4
     return deconv_span(out, side, stride=2, pad=side // 2 - 1)
-
-
-class DoubleConv(Module):
-    """[3×3 convolution, batch norm or none, ReLU, dropout] twice: a level of the U-Nets.
-
-    Fields:
-        widths: channels of the two convolutions.
-        pad: rows and columns of zeros at each border, of each convolution.
-        norm: "batch" takes the place of the convolutions' biases.
-        dropout: rate.
-        train: whether the batch's statistics are used, and dropout.
-        dtype: of the computation.
-    """
-
-    widths: tuple[int, int]
-    pad: int
-    norm: Literal["batch", "none"]
-    train: bool
-    dropout: float = 0.0
-    dtype: DTypeLike | None = None
-
-    @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
-        """(B, H, W, C) -> (B, H + 4 (pad - 1), W + 4 (pad - 1), widths[1])."""
-        for i, features in enumerate(self.widths):
-            x = nn.Conv(
-                features,
-                (3, 3),
-                padding=self.pad,
-                use_bias=self.norm == "none",
-                dtype=self.dtype,
-                kernel_init=he_normal,
-                name=f"conv_{i}",
-            )(x)
-            if self.norm == "batch":
-                # No axis_name: under jit the batch is the global one, which is sync-BN.
-                x = nn.BatchNorm(
-                    use_running_average=not self.train,
-                    momentum=0.9,
-                    dtype=self.dtype,
-                    name=f"norm_{i}",
-                )(x)
-            x = nn.Dropout(self.dropout, deterministic=not self.train)(nn.relu(x))
-        return x
 
 
 def crop(x: jax.Array, height: int, width: int, *, offset: int | None = None) -> jax.Array:
@@ -295,7 +289,7 @@ def bilinear_deconv(
     """Fixed bilinear transposed convolution, cropped from `offset`; or a resize in its place.
 
     The kernel is separable, so it is two small matrix products instead of a convolution of
-    side 2·stride with zeros between the inputs.
+    side 2·stride with zeros between the inputs. On a TPU the classes come first, as in `Logits`.
 
     Args:
         x: (B, H, W, N), computed in float32.
@@ -310,8 +304,16 @@ def bilinear_deconv(
     """
     matrix = partial(bilinear_matrix, stride=stride, offset=offset, kernel=kernel, method=method)
     rows, columns = matrix(x.shape[1], height), matrix(x.shape[2], width)
-    x = jnp.einsum("oh,bhwn->bown", rows, at_least_float32(x), precision="highest")
-    return jnp.einsum("pw,bown->bopn", columns, x, precision="highest")
+    product = partial(jnp.einsum, precision="highest")
+
+    def plain(x: jax.Array) -> jax.Array:
+        return product("pw,bown->bopn", columns, product("oh,bhwn->bown", rows, x))
+
+    def classes_first(x: jax.Array) -> jax.Array:
+        y = product("pw,bnow->bnop", columns, product("oh,bhwn->bnow", rows, x))
+        return jnp.moveaxis(y, 1, -1)
+
+    return jax.lax.platform_dependent(at_least_float32(x), tpu=classes_first, default=plain)
 
 
 def bilinear_kernel(side: int, channels: int) -> jax.Array:
@@ -345,13 +347,11 @@ def deconv(
         size + offset - 1 - stride * (n - 1) if isinstance(size + n, int) else side - 1
         for size, n in zip((height, width), x.shape[1:3], strict=True)
     ]
-    y = jax.lax.conv_general_dilated(
+    y = lanes.convolve(
         x,
         kernel[::-1, ::-1],
-        window_strides=(1, 1),
         padding=[(side - 1 - offset, high) for high in highs],
-        lhs_dilation=(stride, stride),
-        dimension_numbers=("NHWC", "HWIO", "NHWC"),
+        dilation=(stride, stride),
     )[:, :height, :width]
     below, right = height - y.shape[1], width - y.shape[2]
     return jnp.pad(y, ((0, 0), (0, below), (0, right), (0, 0)))

@@ -4,18 +4,16 @@ from functools import partial
 from typing import Literal
 
 import jax
-import jax.numpy as jnp
 from flax import linen as nn
 from jax.typing import DTypeLike
 
+from segjax.models import lanes
+from segjax.models.blocks import DoubleConv, Logits
 from segjax.models.geometry import Geometry, Span, conv_span, find_reach
 from segjax.models.layers import (
-    DoubleConv,
     Output,
     Up,
-    at_least_float32,
     crop,
-    he_normal,
     max_pool,
     upsample,
     upsample_span,
@@ -128,7 +126,8 @@ class UNet(Module):
             if depth >= lowest - 1:
                 x = dropout(x)
             if depth < lowest:
-                skips.append(x)
+                skip, x = lanes.fork(x)
+                skips.append(skip)
                 x = max_pool(x)
         for depth in reversed(range(lowest)):
             features = widths[depth + (released and depth == 0)]
@@ -136,6 +135,5 @@ class UNet(Module):
             x = nn.relu(x) if released else x
             height, width = map(min, x.shape[1:3], skips[depth].shape[1:3])
             maps = [crop(m, height, width) for m in (x, skips[depth])]
-            x = level((widths[depth], handed[depth]), name=f"up_{depth}")(jnp.concatenate(maps, -1))
-        x = nn.Conv(self.num_classes, (1, 1), kernel_init=he_normal, name="logits")(x)
-        return Output(at_least_float32(x))
+            x = level((widths[depth], handed[depth]), name=f"up_{depth}")(*maps)
+        return Output(Logits(self.num_classes, name="logits")(x))

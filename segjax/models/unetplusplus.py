@@ -10,13 +10,12 @@ from flax import linen as nn
 from jax.typing import DTypeLike
 
 from segjax.errors import SegjaxError
+from segjax.models import lanes
+from segjax.models.blocks import DoubleConv, Logits
 from segjax.models.geometry import Geometry, Span, conv_span, find_reach
 from segjax.models.layers import (
-    DoubleConv,
     Output,
     Up,
-    at_least_float32,
-    he_normal,
     max_pool,
     upsample,
     upsample_span,
@@ -100,7 +99,7 @@ class UNetPlusPlus(Module):
 
         block = nn.remat(DoubleConv) if self.remat else DoubleConv
 
-        def node(i: int, j: int, x: jax.Array) -> jax.Array:
+        def node(i: int, j: int, *maps: jax.Array) -> jax.Array:
             return block(
                 (self.widths[i],) * 2,
                 pad=1,
@@ -109,21 +108,24 @@ class UNetPlusPlus(Module):
                 dropout=self.dropout,
                 dtype=self.dtype,
                 name=f"x_{i}_{j}",
-            )(x)
+            )(*maps)
 
         def up(i: int, j: int, x: jax.Array) -> jax.Array:
             return upsample(x, self.widths[i], self.up, dtype=self.dtype, name=f"up_{i}_{j}")
 
         def head(j: int) -> jax.Array:
-            conv = nn.Conv(self.num_classes, (1, 1), kernel_init=he_normal, name=f"head_{j}")
-            return at_least_float32(conv(rows[0][j]))
+            return Logits(self.num_classes, name=f"head_{j}")(read(0, j))
+
+        def read(i: int, j: int) -> jax.Array:
+            x, rows[i][j] = lanes.fork(rows[i][j])
+            return x
 
         rows: list[list[jax.Array]] = []  # rows[i][j] is x[i, j]
         for depth in range(len(self.widths)):
-            rows.append([node(depth, 0, max_pool(rows[-1][0]) if depth else images)])
+            rows.append([node(depth, 0, max_pool(read(depth - 1, 0)) if depth else images)])
             for j, i in enumerate(reversed(range(depth)), 1):  # up the diagonal i + j = depth
-                x = jnp.concatenate([up(i, j, rows[i + 1][j - 1]), *rows[i]], axis=-1)
-                rows[i].append(node(i, j, x))
+                below = up(i, j, read(i + 1, j - 1))
+                rows[i].append(node(i, j, below, *(read(i, k) for k in range(j))))
         heads = {j: head(j) for j in self.heads}
         auxiliary = tuple(heads.values()) if self.deep_supervision else ()
         if self.head is None and auxiliary:

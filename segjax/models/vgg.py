@@ -4,8 +4,10 @@ import jax
 from flax import linen as nn
 from jax.typing import DTypeLike
 
+from segjax.models import lanes
+from segjax.models.blocks import Conv
 from segjax.models.geometry import Span, conv_span
-from segjax.models.layers import he_normal, max_pool
+from segjax.models.layers import max_pool
 
 _DEPTHS = (2, 2, 3, 3, 3)  # convolutions of each block
 
@@ -32,15 +34,14 @@ class VGG16(nn.Module):
 
         def convolved(vgg: VGG16, x: jax.Array, block: int) -> jax.Array:
             for i in range(1, _DEPTHS[block - 1] + 1):
-                conv = nn.Conv(
+                conv = Conv(
                     vgg.widths[block - 1],
-                    (3, 3),
-                    padding=vgg.pad if block == i == 1 else 1,
+                    vgg.pad if block == i == 1 else 1,
+                    use_bias=True,
                     dtype=vgg.dtype,
-                    kernel_init=he_normal,
                     name=f"conv{block}_{i}",
                 )
-                x = nn.relu(conv(x))
+                x = lanes.elementwise(nn.relu, conv(x))
             return max_pool(x, ceil=True)
 
         run = nn.remat(convolved, static_argnums=2) if self.remat else convolved

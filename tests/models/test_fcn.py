@@ -10,6 +10,7 @@ from flax import linen as nn
 from flax.errors import InvalidRngError
 
 from segjax.models import FCN, FCNAlexNet, FCNGoogLeNet, fcn
+from segjax.models.blocks import Conv
 
 # These small programs take longer to compile than to run.
 jit = partial(
@@ -443,7 +444,7 @@ def test_dtype_is_that_of_every_convolution():
     model = Small(dtype=jnp.bfloat16)
 
     def forward(images):
-        key, convolutions = jax.random.key(0), lambda module, _: isinstance(module, nn.Conv)
+        key, convolutions = jax.random.key(0), lambda module, _: isinstance(module, nn.Conv | Conv)
         return model.init_with_output(key, images, capture_intermediates=convolutions)
 
     images = jax.ShapeDtypeStruct((1, 8, 8, 3), jnp.float32)

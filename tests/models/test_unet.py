@@ -11,6 +11,7 @@ from flax.errors import InvalidRngError
 
 from segjax.errors import SegjaxError
 from segjax.models import UNet
+from segjax.models.blocks import Conv, Logits
 from segjax.models.layers import UpConv
 
 # These small programs take longer to compile than to run.
@@ -442,7 +443,7 @@ def test_dtype_is_that_of_every_convolution_but_the_last():
     def forward(images):
         key, convolutions = (
             jax.random.key(0),
-            lambda module, _: isinstance(module, nn.Conv | UpConv),
+            lambda module, _: isinstance(module, Conv | UpConv | Logits),
         )
         return model.init_with_output(key, images, capture_intermediates=convolutions)
 
