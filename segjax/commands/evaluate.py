@@ -295,7 +295,7 @@ def _write_report(
         overlay = visualise.overlay(example["image"], label, palette)
         with_legend = visualise.with_legend(overlay, label, classes, palette)
         with_legend.save(where / f"overlays/{example['id']}.png")
-    visualise.preview_sheet(rows, classes, palette).save(where / "preview.png", optimize=True)
+    visualise.preview_sheet(rows, classes, palette).save(where / "preview.png")
     number = "1 picture" if len(source) == 1 else f"{len(source)} pictures"
     print(
         f"Checkpoint of step {step}, {number} of {split}. Look at {where / 'preview.png'}, and "
