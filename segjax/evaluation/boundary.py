@@ -11,7 +11,6 @@ from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import ndimage
 
 from segjax.errors import SegjaxError, held
 
@@ -107,6 +106,8 @@ def contour_distance(label: np.ndarray) -> NDArray[np.int32]:
     Returns:
         int32 (H, W); the greatest int32 where all pixels are of one label.
     """
+    from scipy import ndimage  # takes a moment to import
+
     height, width = label.shape
     beside = np.zeros(label.shape, bool)  # those with a neighbour, of eight, of another label
     for down, right in ((0, 1), (1, 0), (1, 1), (1, -1)):
