@@ -4,8 +4,10 @@
     python benchmarks/input_rate.py --voc VOCdevkit/VOC2012    # its pictures, not drawn ones
 
 Prints Markdown tables. Reading is on one core, with one thread: JPEG pictures and palette PNG masks
-of 500×375 pixels from a folder, from ArrayRecord by tfds, and decoded already. So is augmentation,
-compiled, of pictures of 512×512 to crops of 256×256. Training is on all cores.
+of 500×375 pixels from a folder, from ArrayRecord by tfds, and decoded already; then by as many
+threads and by as many processes as there are cores. Augmentation is on one core, compiled, of
+pictures of 512×512 to crops of 256×256: of several one after the other, or at once.
+Training is on all cores.
 """
 
 import argparse
@@ -17,7 +19,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from functools import partial
 from itertools import repeat
 from pathlib import Path
@@ -73,9 +75,15 @@ def rate(read: Callable[[int], Any], count: int, seconds: float) -> float:
 
 
 def measure_reading(folder: Path, scratch: Path, seconds: float) -> None:
-    from segjax.data import cache, layouts, pipeline
+    from segjax.data import cache, layouts, pictures, pipeline
 
     source = layouts.voc(folder)
+    print("| reading | pictures a second and core |\n|---|---:|")
+    if (turbo := pictures.simplejpeg) is not None:
+        pictures.simplejpeg = None
+        by_pillow = rate(source.__getitem__, len(source), seconds)
+        print(f"| folder, without simplejpeg | {by_pillow:,.0f} |", flush=True)
+        pictures.simplejpeg = turbo
     os.environ["XDG_CACHE_HOME"] = str(scratch)
     sources = {
         "folder": source,
@@ -83,7 +91,6 @@ def measure_reading(folder: Path, scratch: Path, seconds: float) -> None:
         'decoded, cache="memory"': cache.in_memory(source),
         'decoded, cache="disk"': cache.on_disk(source, lambda things, what: things),
     }
-    print("| reading | pictures a second and core |\n|---|---:|")
     for name, source in sources.items():
         print(f"| {name} | {rate(source.__getitem__, len(source), seconds):,.0f} |", flush=True)
     for name, source in sources.items():
@@ -91,6 +98,22 @@ def measure_reading(folder: Path, scratch: Path, seconds: float) -> None:
         batches = pipeline.train_batches(source, **options)
         batch = rate(lambda i, batches=batches: next(batches), 2, seconds)
         print(f"| {name}, batches of 8 on a canvas of 512×512 | {8 * batch:,.0f} |", flush=True)
+
+
+def measure_together(folder: Path, cores: int, seconds: float) -> None:
+    from segjax.data import layouts
+
+    print("\n| folder, read by | pictures a second |\n|---|---:|")
+    read = partial(rate, layouts.voc(folder).__getitem__, 64, seconds)
+    for kind, pool in (
+        ("thread", ThreadPoolExecutor(cores)),
+        ("process", ProcessPoolExecutor(cores, multiprocessing.get_context("spawn"))),
+    ):
+        with pool:
+            for count in sorted({1, cores}):
+                rates = [pool.submit(read) for _ in range(count)]
+                told = f"1 {kind}" if count == 1 else f"{count} {kind}{'e' * (kind[-1] == 's')}s"
+                print(f"| {told} | {sum(one.result() for one in rates):,.0f} |", flush=True)
 
 
 def measure_augmentation(folder: Path, scratch: Path, seconds: float) -> None:
@@ -102,6 +125,8 @@ def measure_augmentation(folder: Path, scratch: Path, seconds: float) -> None:
     example = augment.Example(*(jax.device_put(batch[name][0]) for name in ("image", "label")))
     crop = partial(augment.random_scale_crop, size=CROP)
     cropped = jax.jit(crop)(jax.random.key(0), example)
+    moves = (partial(augment.scale_crop, size=CROP), augment.elastic, augment.rot90, augment.flip)
+    chain = (crop, augment.random_elastic, augment.random_rot90, augment.random_flip)
     print("\n| augmentation | ms a picture and core |\n|---|---:|")
     for name, augmentation, start in (
         ("scale and crop", crop, example),
@@ -112,6 +137,15 @@ def measure_augmentation(folder: Path, scratch: Path, seconds: float) -> None:
         ("elastic, Simard's", augment.random_elastic_field, cropped),
         ("grey values", colour.random_grey_values, cropped),
         ("brightness, contrast, saturation, hue", colour.random_photometric, cropped),
+        ("scale and crop, flip", augment.compose(crop, augment.random_flip), example),
+        ("… at once", augment.at_once(moves[0], augment.flip), example),
+        ("scale and crop, elastic, quarter turn, flip", augment.compose(*chain), example),
+        ("… at once", augment.at_once(*moves), example),
+        (
+            "scale and crop, flip; brightness, contrast, …",
+            augment.compose(augment.at_once(moves[0], augment.flip), colour.random_photometric),
+            example,
+        ),
     ):
         compiled, keys = jax.jit(augmentation), jax.random.split(jax.random.key(1), 16)
         keys = list(keys)
@@ -199,6 +233,7 @@ def main() -> None:
         print(f"JPEG files of {kilobytes:.0f} kB on average.\n", flush=True)
         one = {min(cores)}
         alone(measure_reading, one, folder, Path(scratch), options.seconds)
+        alone(measure_together, cores, folder, len(cores), options.seconds)
         alone(measure_augmentation, one, folder, Path(scratch), options.seconds)
         alone(measure_training, cores, folder, Path(scratch), options.steps)
 
