@@ -134,7 +134,11 @@ def evaluate(
             note=inspection.note,
         )
     share = evaluator.evaluate(
-        compose(parse(views), on_mesh), batches, num_classes=len(source.classes), inspect=inspection
+        compose(parse(views), on_mesh),
+        batches,
+        num_classes=len(source.classes),
+        inspect=inspection,
+        threads=stored.fields["workers"],
     )
     found = evaluator.joined(from_all_processes(share))
     if not found.confusion.any():
