@@ -110,7 +110,7 @@ def evaluate(
     else:
         predict = make_predict(trained.model, normalise=trained.normalise)
     on_mesh = partial(predict, jax.device_put(trained.variables, sharding.replicated(mesh)))
-    inspection = _Inspection(source, evenly(len(source), SHEET_ROWS))
+    inspection = Inspection(source, evenly(len(source), SHEET_ROWS))
     processes = jax.process_count()
     if tile:
         for canvas in canvases:
@@ -189,7 +189,7 @@ class _Seen:
     labels: dict[int, np.ndarray] = field(default_factory=dict)  # as predicted, of a few
 
 
-class _Inspection:
+class Inspection:
     """What the pass counts of each picture on the host, given what was noted when it was read."""
 
     def __init__(self, source: pipeline.Source, kept: Iterable[int]) -> None:
