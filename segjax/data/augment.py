@@ -98,17 +98,19 @@ def _read(example: Example, moved: Moved, outside: Outside) -> Example:
 
 
 def _copied(example: Example, moved: Moved) -> Example:
-    """Read at places that are whole: of unchanged types."""
+    """Read at places that are whole: of unchanged types.
+
+    Not as a choice among flipped arrays: of these XLA for CPUs computes each, and in a chain all
+    that leads to it anew.
+    """
     places = moved.place(*_grid(moved.size))
     return jax.tree.map(lambda x: _pixels(x, *places), example)
 
 
 def _grid(size: Size) -> Places:
     """The places of all pixels: rows (H, 1) and columns (1, W)."""
-    height, width = size
-    return jnp.arange(height, dtype=jnp.float32)[:, None], jnp.arange(width, dtype=jnp.float32)[
-        None
-    ]
+    rows, columns = (jnp.arange(length, dtype=jnp.float32) for length in size)
+    return rows[:, None], columns[None]
 
 
 @dataclass(frozen=True)
@@ -311,8 +313,8 @@ def scale_crop(
     """Resize by a random factor and cut a window at a random place.
 
     Pixel o of the window lies at (o + ½ + offset) / factor - ½ of the picture. A picture smaller
-    than the window lies at a random place in it. Reduced pictures are not smoothed first: at the
-    least factor, ½, bilinear reading means four pixels, and leaves out none.
+    than the window lies at a random place in it. A reduced picture is not smoothed first: down to a
+    factor of ½ bilinear reading leaves out no pixel, below that it does.
 
     Args:
         key: JAX key.
