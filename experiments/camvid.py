@@ -6,7 +6,7 @@ from pathlib import Path
 
 import jax
 
-from segjax.data.augment import Example, compose, random_flip, random_scale_crop
+from segjax.data.augment import Example, at_once, flip, scale_crop
 from segjax.data.folder import Folder
 from segjax.data.labels import CAMVID_CLASSES, CAMVID_PALETTE
 from segjax.recipe import Recipe, Split
@@ -32,5 +32,5 @@ class CamVid(Recipe):
         return Folder(self.data, CAMVID_CLASSES, CAMVID_PALETTE, split=split, values=((11, 255),))
 
     def augment(self, key: jax.Array, example: Example) -> Example:
-        crop = partial(random_scale_crop, size=self.crop, scale=self.scale)
-        return compose(crop, random_flip)(key, example)
+        crop = partial(scale_crop, size=self.crop, scale=self.scale)
+        return at_once(crop, flip)(key, example)

@@ -9,7 +9,7 @@ import jax
 import optax
 from vgg16 import FromVGG16
 
-from segjax.data.augment import Example, compose, random_flip, random_scale_crop
+from segjax.data.augment import Example, at_once, flip, scale_crop
 from segjax.data.labels import VOC_CLASSES, voc_palette
 from segjax.data.tfds_source import TFDS
 from segjax.models import FCN
@@ -73,8 +73,8 @@ class FCN8sVOC(FromVGG16, Recipe):
         )
 
     def augment(self, key: jax.Array, example: Example) -> Example:
-        crop = partial(random_scale_crop, size=self.crop)
-        return compose(crop, random_flip)(key, example)
+        crop = partial(scale_crop, size=self.crop)
+        return at_once(crop, flip)(key, example)
 
     def schedule(self) -> optimizers.Schedule:
         return optimizers.polynomial(self.learning_rate, steps=self.steps, power=0.9)

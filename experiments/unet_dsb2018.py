@@ -8,11 +8,12 @@ from dsb2018 import DSB2018
 
 from segjax.data.augment import (
     Example,
+    at_once,
     compose,
-    random_elastic,
-    random_flip,
-    random_rot90,
-    random_scale_crop,
+    elastic,
+    flip,
+    rot90,
+    scale_crop,
 )
 from segjax.data.colour import random_grey_values
 from segjax.data.pipeline import Source
@@ -46,10 +47,12 @@ class UNetDSB2018(DSB2018):
 
     def augment(self, key: jax.Array, example: Example) -> Example:
         return compose(
-            partial(random_scale_crop, size=self.crop, scale=self.scale),
-            partial(random_elastic, sigma=4, outside="mirror"),
-            random_rot90,
-            random_flip,
+            at_once(
+                partial(scale_crop, size=self.crop, scale=self.scale),
+                partial(elastic, sigma=4),
+                rot90,
+                flip,
+            ),
             random_grey_values,
         )(key, example)
 

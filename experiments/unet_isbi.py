@@ -8,11 +8,12 @@ import jax
 
 from segjax.data.augment import (
     Example,
+    at_once,
     compose,
-    random_elastic,
-    random_flip,
-    random_rotation,
-    random_scale_crop,
+    elastic,
+    flip,
+    rotate,
+    scale_crop,
 )
 from segjax.data.colour import random_grey_values
 from segjax.data.folder import Folder
@@ -67,10 +68,13 @@ class UNetISBI(Recipe):
 
     def augment(self, key: jax.Array, example: Example) -> Example:
         return compose(
-            partial(random_elastic, sigma=self.elastic, outside="mirror"),
-            partial(random_rotation, outside="mirror"),
-            partial(random_scale_crop, size=self.crop, scale=self.scale),
-            random_flip,
+            at_once(
+                partial(elastic, sigma=self.elastic),
+                rotate,
+                partial(scale_crop, size=self.crop, scale=self.scale),
+                flip,
+                outside="mirror",
+            ),
             random_grey_values,
         )(key, example)
 

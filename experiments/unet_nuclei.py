@@ -9,11 +9,12 @@ import jax
 from segjax.data.augment import (
     Example,
     Normalise,
+    at_once,
     compose,
-    random_elastic,
-    random_flip,
-    random_rot90,
-    random_scale_crop,
+    elastic,
+    flip,
+    rot90,
+    scale_crop,
 )
 from segjax.data.colour import random_grey_values
 from segjax.data.folder import Folder
@@ -63,10 +64,13 @@ class UNetNuclei(Recipe):
 
     def augment(self, key: jax.Array, example: Example) -> Example:
         return compose(
-            partial(random_scale_crop, size=self.crop, scale=(0.85, 1.15), outside="mirror"),
-            partial(random_elastic, sigma=4, outside="mirror"),
-            random_rot90,
-            random_flip,
+            at_once(
+                partial(scale_crop, size=self.crop, scale=(0.85, 1.15)),
+                partial(elastic, sigma=4),
+                rot90,
+                flip,
+                outside="mirror",
+            ),
             partial(random_grey_values, brightness=3, contrast=(0.85, 1.2)),
         )(key, example)
 

@@ -6,7 +6,7 @@ from functools import partial
 import jax
 from dsb2018 import DSB2018
 
-from segjax.data.augment import Example, compose, random_flip, random_scale_crop
+from segjax.data.augment import Example, at_once, flip, scale_crop
 from segjax.models import Output, UNetPlusPlus
 from segjax.recipe import Loss, main
 
@@ -31,8 +31,8 @@ class UNetPlusPlusDSB2018(DSB2018):
         return UNetPlusPlus(1, widths=self.widths, dtype=self.compute)
 
     def augment(self, key: jax.Array, example: Example) -> Example:
-        crop = partial(random_scale_crop, size=self.crop, scale=self.scale)
-        return compose(crop, random_flip, partial(random_flip, axis=0))(key, example)
+        crop = partial(scale_crop, size=self.crop, scale=self.scale)
+        return at_once(crop, flip, partial(flip, axis=0))(key, example)
 
     def loss(self, output: Output, example: Example) -> jax.Array:
         of_head = super().loss

@@ -209,7 +209,7 @@ class Segmenter:
             lambda first, last: read(first, last)[None],
             plan,
             batch_size=jax.local_device_count(),
-            of=of or self.labels_of,
+            of=of or self.labels_unmoved,
             gaussian=gaussian,
             start=start,
         ):
@@ -217,7 +217,11 @@ class Segmenter:
 
     def labels_of(self, logits: Any) -> np.ndarray:
         """The class of each pixel of logits (…, N) of this network: uint8 (…)."""
-        return np.asarray(labels_of(logits, threshold=self.threshold).astype(np.uint8))
+        return np.asarray(self.labels_unmoved(logits))
+
+    def labels_unmoved(self, logits: Any) -> Any:
+        """`labels_of`, left where the logits lie: on a device, nobody has waited for them yet."""
+        return labels_of(logits, threshold=self.threshold).astype(np.uint8)
 
     def holds(self, size: tuple[int, int], *, views: Sequence[View] = ()) -> bool:
         """Whether the host holds a picture of a size with its logits: at most 67 megapixels."""

@@ -4,7 +4,6 @@ import dataclasses
 import math
 import os
 from collections.abc import Callable, Iterator
-from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
@@ -388,11 +387,6 @@ def step_in_shapes(
     # The number of steps is an argument of the program: any serves.
     parts = Parts(in_steps(recipe, ()), mesh, unrolled=unrolled)
     split = sharding.split(mesh)
-    state = jax.tree.map(
-        lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding),
-        jax.eval_shape(partial(parts.make_state, sharding=None)),
-        parts.state_sharding,
-    )
 
     def rows(*shape: int, dtype: Any) -> jax.ShapeDtypeStruct:
         return jax.ShapeDtypeStruct((recipe.batch_size, *shape), dtype, sharding=split)
@@ -403,4 +397,4 @@ def step_in_shapes(
         "epoch": rows(dtype=jnp.int32),
         "record": rows(dtype=jnp.int32),
     }
-    return parts.step, state, batch
+    return parts.step, parts.shapes, batch

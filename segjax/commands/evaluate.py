@@ -110,7 +110,7 @@ def evaluate(
     else:
         predict = make_predict(trained.model, normalise=trained.normalise)
     on_mesh = partial(predict, jax.device_put(trained.variables, sharding.replicated(mesh)))
-    inspection = _Inspection(source, evenly(len(source), SHEET_ROWS))
+    inspection = Inspection(source, evenly(len(source), SHEET_ROWS))
     processes = jax.process_count()
     if tile:
         for canvas in canvases:
@@ -134,7 +134,11 @@ def evaluate(
             note=inspection.note,
         )
     share = evaluator.evaluate(
-        compose(parse(views), on_mesh), batches, num_classes=len(source.classes), inspect=inspection
+        compose(parse(views), on_mesh),
+        batches,
+        num_classes=len(source.classes),
+        inspect=inspection,
+        threads=stored.fields["workers"],
     )
     found = evaluator.joined(from_all_processes(share))
     if not found.confusion.any():
@@ -185,7 +189,7 @@ class _Seen:
     labels: dict[int, np.ndarray] = field(default_factory=dict)  # as predicted, of a few
 
 
-class _Inspection:
+class Inspection:
     """What the pass counts of each picture on the host, given what was noted when it was read."""
 
     def __init__(self, source: pipeline.Source, kept: Iterable[int]) -> None:
@@ -295,7 +299,7 @@ def _write_report(
         overlay = visualise.overlay(example["image"], label, palette)
         with_legend = visualise.with_legend(overlay, label, classes, palette)
         with_legend.save(where / f"overlays/{example['id']}.png")
-    visualise.preview_sheet(rows, classes, palette).save(where / "preview.png", optimize=True)
+    visualise.preview_sheet(rows, classes, palette).save(where / "preview.png")
     number = "1 picture" if len(source) == 1 else f"{len(source)} pictures"
     print(
         f"Checkpoint of step {step}, {number} of {split}. Look at {where / 'preview.png'}, and "

@@ -1,6 +1,5 @@
 """A new run from the whole state of another: parameters, optimiser, moving average and step."""
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -35,7 +34,7 @@ def fork(
     folder: Path,
     of: Path | None,
     *,
-    like: Callable[[], State],
+    like: State,
     until: int,
     restart: bool = False,
 ) -> Fork | None:
@@ -47,8 +46,8 @@ def fork(
     Args:
         folder: of the new run.
         of: the other run's folder; by default what environment.json notes at the first start.
-        like: makes a state of the new run, of whose structure and on whose devices it shall be. A
-            moving average that the other run has not starts at its parameters.
+        like: shapes and shardings of a state of the new run. A moving average that the other run
+            has not starts at its parameters.
         until: the number of the new run's last step.
         restart: a run in `folder` will be removed, and counts for nothing.
 
@@ -74,12 +73,10 @@ def fork(
     if there:
         return None
 
-    wanted = like()
-
     def state(checkpoints: Checkpoints, step: int) -> State:
-        if wanted.ema is None or checkpoints.holds("ema", step=step):
-            return checkpoints.restore(wanted, step=step)
-        restored = checkpoints.restore(wanted.replace(ema=None), step=step)
+        if like.ema is None or checkpoints.holds("ema", step=step):
+            return checkpoints.restore(like, step=step)
+        restored = checkpoints.restore(like.replace(ema=None), step=step)
         return jax.jit(State.with_ema)(restored)
 
     step, restored = read(Run(of).folder, "newest", state)

@@ -323,7 +323,7 @@ def _whole(
         found = np.concatenate([strip for _, strip in strips])
     else:
         ways_: Any = {"tile": ways.tile, "gaussian": ways.gaussian, "views": ways.views}
-        found = of(trained.logits(image[None], **ways_)[0])
+        found = np.asarray(of(trained.logits(image[None], **ways_)[0]))
     return found[..., 0], found[..., 1:] if ways.probabilities else None
 
 

@@ -78,9 +78,9 @@ def write(plan: Plan, *, name: str, command: str) -> str:
 
 
 def _imports(plan: Plan) -> list[str]:
-    moved = ["Example", "Normalise", "compose", "random_flip", "random_scale_crop"]
+    moved = ["Example", "Normalise", "at_once", "compose", "flip", "scale_crop"]
     if not plan.upright:
-        moved.insert(4, "random_rot90")
+        moved.insert(5, "rot90")
     heads = plan.network.heads or plan.class_weights
     models = sorted(["Output"] * bool(heads) + [plan.network.cls], key=_isort)
     typing = ["from typing import Literal"] if plan.compute != "float32" else []
@@ -216,10 +216,13 @@ def _either(train: Any, val: Any) -> str:
 
 
 def _augment(plan: Plan) -> list[str]:
-    turns = ["random_flip"] if plan.upright else ["random_rot90", "random_flip"]
+    moves = [
+        "partial(scale_crop, size=self.crop, scale=self.scale)",
+        *([] if plan.upright else ["rot90"]),
+        "flip",
+    ]
     steps = [
-        "partial(random_scale_crop, size=self.crop, scale=self.scale)",
-        *turns,
+        f"at_once({', '.join(moves)})",
         f"partial(random_grey_values, brightness={plan.brightness})",
     ]
     return [

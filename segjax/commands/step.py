@@ -15,7 +15,7 @@ from segjax.data.augment import Example
 from segjax.errors import SegjaxError
 from segjax.models.layers import crop
 from segjax.training import sharding
-from segjax.training.train import Batch, State, make_state, make_train_step
+from segjax.training.train import Batch, State, initial_state, make_train_step
 
 if TYPE_CHECKING:
     from segjax.recipe import Recipe
@@ -62,7 +62,13 @@ def _with_remat(model: Any) -> Any:
 
 
 class Parts:
-    """What a recipe's training consists of on a mesh, for `train` and for `cost`."""
+    """What a recipe's training consists of on a mesh, for `train` and for `cost`.
+
+    Attributes:
+        model: the network.
+        make_state: makes the first state, whose `shapes` and shardings are known without it.
+        step: the training step.
+    """
 
     def __init__(self, recipe: "Recipe", mesh: Mesh, *, unrolled: bool = False) -> None:
         sharding.check_batch_size(mesh, recipe.batch_size, parts=recipe.accumulate)
@@ -76,21 +82,23 @@ class Parts:
         if recipe.clip is not None:
             optimizer = optax.chain(optax.clip_by_global_norm(recipe.clip), optimizer)
         parameters, steps = jax.random.split(jax.random.key(recipe.seed))
-        self.make_state = partial(
-            make_state,
+        init = initial_state(
             self.model,
             optimizer,
-            key=parameters,
             image_shape=(1, *recipe.crop, recipe.channels),
             ema=recipe.ema is not None,
         )
+        shapes = jax.eval_shape(init, parameters)
         self.state_sharding = sharding.state_shardings(
-            jax.eval_shape(self.make_state),
-            mesh,
-            shard=recipe.shard,
-            rules=getattr(self.model, "sharding_rules", ()),
+            shapes, mesh, shard=recipe.shard, rules=getattr(self.model, "sharding_rules", ())
         )
-        self.make_state.keywords["sharding"] = self.state_sharding
+        self.shapes: State = jax.tree.map(
+            lambda x, where: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where),
+            shapes,
+            self.state_sharding,
+        )
+        # Traced already, for it is the same function.
+        self.make_state = partial(jax.jit(init, out_shardings=self.state_sharding), parameters)
         self.step = make_train_step(
             self.model,
             optimizer,

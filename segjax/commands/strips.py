@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
@@ -180,16 +181,17 @@ def _write(
         )
 
 
-def in_bytes(segmenter: Segmenter, logits: Any, *, probabilities: bool) -> np.ndarray:
+def in_bytes(segmenter: Segmenter, logits: Any, *, probabilities: bool) -> Any:
     """What is kept of logits (…, N): uint8 (…, 1), the label, or (…, 1 + N) with probabilities.
 
-    These as they are written, 0–255 for 0–1.
+    These as they are written, 0–255 for 0–1; left where they are computed, so that the device is
+    never waited for.
     """
-    labels = segmenter.labels_of(logits)[..., None]
+    labels = segmenter.labels_unmoved(logits)[..., None]
     if not probabilities:
         return labels
-    shares = np.rint(255 * np.asarray(probabilities_of(logits))).astype(np.uint8)
-    return np.concatenate([labels, shares], -1)
+    shares = jnp.rint(255 * probabilities_of(logits)).astype(jnp.uint8)
+    return jnp.concatenate([labels, shares], -1)
 
 
 def told(classes: Any) -> str:

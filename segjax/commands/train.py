@@ -134,7 +134,7 @@ def _train(
     audit.check(sources, canvases=canvases)
     processes.check_alike(_not_to_differ(given, sources, folder=folder, restart=restart))
     data, held_out = (_kept(sources[split], recipe.cache) for split in ("train", "val"))
-    forked = fork(folder, origin, like=parts.make_state, until=recipe.steps, restart=restart)
+    forked = fork(folder, origin, like=parts.shapes, until=recipe.steps, restart=restart)
     start_run(
         folder,
         name=name,
@@ -201,12 +201,12 @@ def _take_steps(
 
     with Checkpoints(folder / "checkpoints") as checkpoints:
         interrupted.finish = checkpoints.wait
-        start, state = checkpoints.resume(parts.make_state())
+        start, state = checkpoints.resume(parts.shapes)
         if forked and not start:
             start, state = forked.step, forked.state
             checkpoints.save(start, state)  # so that the other run is needed no more
         elif not start:
-            state = first_state(recipe, state)
+            state = first_state(recipe, parts.make_state())
         shape = (recipe.batch_size, *recipe.crop, recipe.channels)
         share, shares = sharding.share(mesh)
         log = RunLog(

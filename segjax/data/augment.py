@@ -2,11 +2,12 @@
 
 An augmentation is a pure function `(key, example, *, …) -> Example` of one example; vmap makes it
 one of a batch, `functools.partial` binds its options, `compose` chains several. What moves pixels
-says where each pixel of the result lies in the picture, and `warp` reads it there; what changes
-their values is in `colour`. This file knows no batch and no data set.
+is a move, `(key, size, *, …) -> Moved`, which says where each pixel of the result lies in the
+picture, and reads none; `at_once` puts several together and reads the picture once. What changes
+values is in `colour`. This file knows no batch and no data set.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
@@ -35,6 +36,22 @@ class Example(NamedTuple):
 
 
 Augmentation = Callable[[jax.Array, Example], Example]
+Size = tuple[int, ...]  # height and width
+Places = tuple[jax.Array, jax.Array]  # rows and columns, floats of shapes that broadcast
+
+
+class Moved(NamedTuple):
+    """What a move makes of pictures of some size.
+
+    size: height and width of the result.
+    place: places in the result -> where these lie in the picture; both may be between pixels.
+    """
+
+    size: Size
+    place: Callable[[jax.Array, jax.Array], Places]
+
+
+Move = Callable[[jax.Array, Size], Moved]
 
 
 def compose(*augmentations: Augmentation) -> Augmentation:
@@ -46,6 +63,54 @@ def compose(*augmentations: Augmentation) -> Augmentation:
         return example
 
     return composed
+
+
+def at_once(*moves: Move, outside: Outside = "ignore") -> Augmentation:
+    """One augmentation out of several moves, applied in order, that reads the picture once.
+
+    at_once(partial(scale_crop, size=(256, 256)), elastic, flip) blurs less than to compose
+    `random_scale_crop` and `random_elastic`, for it is bilinear once, and takes the time of one.
+    Between the moves nothing has an edge: what a crop has cut off, a deformation finds.
+
+    Args:
+        moves: each with a key of its own.
+        outside: the label beyond the picture, see `warp`.
+    """
+
+    def moved(key: jax.Array, example: Example) -> Example:
+        size, places = example.label.shape, []
+        for number, move in enumerate(moves):
+            size, place = move(jax.random.fold_in(key, number), size)
+            places.append(place)
+
+        def back(y: jax.Array, x: jax.Array) -> Places:
+            for place in reversed(places):
+                y, x = place(y, x)
+            return y, x
+
+        return _read(example, Moved(size, back), outside)
+
+    return moved
+
+
+def _read(example: Example, moved: Moved, outside: Outside) -> Example:
+    return warp(example, *moved.place(*_grid(moved.size)), outside=outside)
+
+
+def _copied(example: Example, moved: Moved) -> Example:
+    """Read at places that are whole: of unchanged types.
+
+    Not as a choice among flipped arrays: of these XLA for CPUs computes each, and in a chain all
+    that leads to it anew.
+    """
+    places = moved.place(*_grid(moved.size))
+    return jax.tree.map(lambda x: _pixels(x, *places), example)
+
+
+def _grid(size: Size) -> Places:
+    """The places of all pixels: rows (H, 1) and columns (1, W)."""
+    rows, columns = (jnp.arange(length, dtype=jnp.float32) for length in size)
+    return rows[:, None], columns[None]
 
 
 @dataclass(frozen=True)
@@ -93,29 +158,37 @@ def warp(example: Example, y: jax.Array, x: jax.Array, *, outside: Outside = "ig
     height, width = example.label.shape
     inside = (y >= -0.5) & (y < height - 0.5) & (x >= -0.5) & (x < width - 0.5)
     y, x = _mirrored(y, height - 1), _mirrored(x, width - 1)
+    nearest = jnp.floor(y + 0.5), jnp.floor(x + 0.5)
+    label = _pixels(example.label, *nearest)
+    if outside == "ignore":
+        label = jnp.where(inside, label, jnp.asarray(IGNORE, label.dtype))
+    return Example(
+        _between(example.image, y, x),
+        label,
+        None if example.weight is None else _pixels(example.weight, *nearest),
+    )
 
-    def read(pixels: jax.Array, row: jax.Array, column: jax.Array) -> jax.Array:
-        index = row.astype(jnp.int32) * width + column.astype(jnp.int32)
-        flat = jnp.asarray(pixels).reshape(height * width, *pixels.shape[2:])
-        return flat.at[index].get(mode="promise_in_bounds")
 
+def _pixels(of: jax.Array, row: jax.Array, column: jax.Array) -> jax.Array:
+    """The pixels of (H, W, …) in whole rows and columns."""
+    height, width, *rest = of.shape
+    index = row.astype(jnp.int32) * width + column.astype(jnp.int32)
+    flat = jnp.asarray(of).reshape(height * width, *rest)
+    return flat.at[index].get(mode="promise_in_bounds")
+
+
+def _between(of: jax.Array, y: jax.Array, x: jax.Array) -> jax.Array:
+    """(H, W, C) at places within it, bilinear: float32."""
+    height, width, _ = of.shape
     top, left = jnp.floor(y), jnp.floor(x)
     below, right = jnp.minimum(top + 1, height - 1), jnp.minimum(left + 1, width - 1)
     down, across = (y - top)[..., None], (x - left)[..., None]
 
     def along(row: jax.Array) -> jax.Array:
-        first, second = (read(example.image, row, column) for column in (left, right))
+        first, second = (_pixels(of, row, column) for column in (left, right))
         return (1 - across) * first + across * second  # in float32, exact where `across` is 0
 
-    nearest = jnp.floor(y + 0.5), jnp.floor(x + 0.5)
-    label = read(example.label, *nearest)
-    if outside == "ignore":
-        label = jnp.where(inside, label, jnp.asarray(IGNORE, label.dtype))
-    return Example(
-        (1 - down) * along(top) + down * along(below),
-        label,
-        None if example.weight is None else read(example.weight, *nearest),
-    )
+    return (1 - down) * along(top) + down * along(below)
 
 
 def _mirrored(at: jax.Array, last: int) -> jax.Array:
@@ -145,8 +218,8 @@ def mirror_pad(example: Example, margin: int, *, outside: Outside = "ignore") ->
 
 
 def rotation(
-    size: tuple[int, ...], degrees: jax.Array | float, shift: jax.Array | tuple[float, float]
-) -> tuple[jax.Array, jax.Array]:
+    size: Size, degrees: jax.Array | float, shift: jax.Array | tuple[float, float]
+) -> Places:
     """Where to read, for a picture that is turned about its centre and then shifted.
 
     Args:
@@ -157,15 +230,24 @@ def rotation(
     Returns:
         y and x (H, W) for `warp`.
     """
+    return _turned(size, degrees, shift).place(*_grid(size))
+
+
+def _turned(
+    size: Size, degrees: jax.Array | float, shift: jax.Array | tuple[float, float]
+) -> Moved:
     angle = jnp.deg2rad(degrees)
     sin, cos = jnp.sin(angle), jnp.cos(angle)
     middle_y, middle_x = (size[0] - 1) / 2, (size[1] - 1) / 2
-    down = (jnp.arange(size[0]) - middle_y - shift[0])[:, None]
-    right = (jnp.arange(size[1]) - middle_x - shift[1])[None]
-    return middle_y + cos * down + sin * right, middle_x - sin * down + cos * right
+
+    def place(y: jax.Array, x: jax.Array) -> Places:
+        down, right = y - middle_y - shift[0], x - middle_x - shift[1]
+        return middle_y + cos * down + sin * right, middle_x - sin * down + cos * right
+
+    return Moved(size, place)
 
 
-def spread(vectors: jax.Array, size: tuple[int, ...]) -> jax.Array:
+def spread(vectors: jax.Array, size: Size) -> jax.Array:
     """Vectors on a coarse grid -> one for each pixel, by bicubic interpolation.
 
     The grid spans the picture: its corners lie on those of the picture. (U-Net's paper does not
@@ -179,10 +261,28 @@ def spread(vectors: jax.Array, size: tuple[int, ...]) -> jax.Array:
     Returns:
         (H, W, 2) float32.
     """
-    scale = jnp.asarray([(o - 1) / (i - 1) for o, i in zip(size, vectors.shape[:2], strict=True)])
-    return jax.image.scale_and_translate(
-        vectors, (*size, 2), (0, 1), scale, 0.5 - 0.5 * scale, "cubic", antialias=False
-    )
+    return jnp.stack(_spread(vectors, size, *_grid(size)), -1)
+
+
+def _spread(vectors: jax.Array, size: Size, y: jax.Array, x: jax.Array) -> list[jax.Array]:
+    """The two components at some places; beyond the picture those at its edge."""
+
+    def shares(at: jax.Array, length: int, count: int) -> list[jax.Array]:
+        at = jnp.clip(at, 0, length - 1) * ((count - 1) / max(length - 1, 1))
+        each = [_keys(jnp.abs(at - i)) for i in range(count)]
+        return [share / jnp.asarray(sum(each)) for share in each]
+
+    def mean(values: Iterable[jax.Array], by: list[jax.Array]) -> jax.Array:
+        return jnp.asarray(sum(share * value for share, value in zip(by, values, strict=True)))
+
+    rows, columns = map(shares, (y, x), size, vectors.shape[:2])
+    return [mean((mean(row, columns) for row in vectors[..., i]), rows) for i in range(2)]
+
+
+def _keys(t: jax.Array) -> jax.Array:
+    """Keys' cubic kernel, a = -½, at a distance t."""
+    near, far = (1.5 * t - 2.5) * t * t + 1, ((-0.5 * t + 2.5) * t - 4) * t + 2
+    return jnp.where(t < 1, near, jnp.where(t < 2, far, 0))
 
 
 def smooth(field: jax.Array, sigma: float) -> jax.Array:
@@ -204,6 +304,135 @@ def displace(example: Example, by: jax.Array, *, outside: Outside) -> Example:
     return warp(example, rows + by[..., 0], columns + by[..., 1], outside=outside)
 
 
+# The moves, for `at_once`: random, and of no pixels yet.
+
+
+def scale_crop(
+    key: jax.Array, of: Size, *, size: tuple[int, int], scale: tuple[float, float] = (0.5, 2.0)
+) -> Moved:
+    """Resize by a random factor and cut a window at a random place.
+
+    Pixel o of the window lies at (o + ½ + offset) / factor - ½ of the picture. A picture smaller
+    than the window lies at a random place in it. A reduced picture is not smoothed first: down to a
+    factor of ½ bilinear reading leaves out no pixel, below that it does.
+
+    Args:
+        key: JAX key.
+        of: height and width of the picture.
+        size: height and width of the window.
+        scale: least and greatest factor, drawn uniformly; (1, 1) resamples nothing.
+    """
+    return _windows(key, of, size, scale)(0)
+
+
+def _windows(
+    key: jax.Array, of: Size, size: tuple[int, int], scale: tuple[float, float]
+) -> Callable[[jax.Array | int], Moved]:
+    """By number, windows at places of their own in a picture resized by one factor."""
+    factors, places = jax.random.split(key)
+    factor = jax.random.uniform(factors, minval=scale[0], maxval=scale[1])
+    # Negative where the picture is the smaller one: then it moves in the window.
+    room = jnp.floor(jnp.asarray(of) * factor) - jnp.asarray(size)
+
+    def window(number: jax.Array | int) -> Moved:
+        top, left = jnp.round(jax.random.uniform(jax.random.fold_in(places, number), (2,)) * room)
+        return Moved(
+            size,
+            lambda y, x: ((y + 0.5 + top) / factor - 0.5, (x + 0.5 + left) / factor - 0.5),
+        )
+
+    return window
+
+
+def flip(key: jax.Array, of: Size, *, axis: int = 1) -> Moved:
+    """Mirror with probability ½: left and right, or by axis=0 top and bottom."""
+    mirrored, last = jax.random.bernoulli(key), of[axis] - 1
+
+    def place(y: jax.Array, x: jax.Array) -> Places:
+        at = [y, x]
+        at[axis] = jnp.where(mirrored, last - at[axis], at[axis])
+        return at[0], at[1]
+
+    return Moved(of, place)
+
+
+def rot90(key: jax.Array, of: Size) -> Moved:
+    """Turn by 0, 90, 180 or 270 degrees.
+
+    Raises:
+        SegjaxError: the picture is not square; shapes are fixed under jit.
+    """
+    height, width = of
+    if height != width:
+        raise SegjaxError(
+            f"rot90: got pictures of {height}×{width} (height × width), expected square ones: crop "
+            "them to a square first, or rotate by any angle."
+        )
+    turns, last = jax.random.randint(key, (), 0, 4), height - 1
+
+    def place(y: jax.Array, x: jax.Array) -> Places:
+        y, x = jnp.where(turns % 2, x, y), jnp.where(turns % 2, y, x)
+        return jnp.where(turns >= 2, last - y, y), jnp.where(turns % 3, last - x, x)
+
+    return Moved(of, place)
+
+
+def rotate(key: jax.Array, of: Size, *, degrees: float = 180.0, shift: float = 0.0) -> Moved:
+    """Turn about the centre by an angle in ±degrees, and shift both ways by ±shift pixels.
+
+    Args:
+        key: JAX key.
+        of: height and width of the picture.
+        degrees: greatest angle; the angle is drawn uniformly.
+        shift: greatest shift along each axis in pixels, drawn uniformly.
+    """
+    turn, move = jax.random.split(key)
+    angle = jax.random.uniform(turn, minval=-degrees, maxval=degrees)
+    return _turned(of, angle, jax.random.uniform(move, (2,), minval=-shift, maxval=shift))
+
+
+def elastic(key: jax.Array, of: Size, *, sigma: float = 10.0) -> Moved:
+    """Deform as U-Net does: random vectors on a 3×3 grid, bicubic between them.
+
+    Args:
+        key: JAX key.
+        of: height and width of the picture.
+        sigma: standard deviation of the vectors' normally distributed components, in pixels.
+
+    Reference: Ronneberger, Fischer, Brox, 2015, section 3.1.
+    """
+    vectors = sigma * jax.random.normal(key, (3, 3, 2))
+
+    def place(y: jax.Array, x: jax.Array) -> Places:
+        down, right = _spread(vectors, of, y, x)
+        return y + down, x + right
+
+    return Moved(of, place)
+
+
+def elastic_field(key: jax.Array, of: Size, *, alpha: float = 34.0, sigma: float = 4.0) -> Moved:
+    """Deform as Simard does: noise for each pixel, smoothed by a Gaussian, times a factor.
+
+    Args:
+        key: JAX key.
+        of: height and width of the picture.
+        alpha: the factor, in pixels, of components that are uniform in ±1 before the smoothing.
+            It leaves displacements of a deviation of about 0.16 alpha / sigma pixels.
+        sigma: of the Gaussian, in pixels.
+
+    Reference: Simard, Steinkraus, Platt, Best practices for convolutional neural networks, 2003,
+    section 2; there the pictures have 29×29 pixels.
+    """
+    field = alpha * smooth(jax.random.uniform(key, (*of, 2), minval=-1, maxval=1), sigma)
+
+    def place(y: jax.Array, x: jax.Array) -> Places:
+        within = jnp.clip(y, 0, of[0] - 1), jnp.clip(x, 0, of[1] - 1)
+        by = _between(field, *within)
+        return y + by[..., 0], x + by[..., 1]
+
+    return Moved(of, place)
+
+
 # The augmentations.
 
 
@@ -216,16 +445,12 @@ def random_scale_crop(
     max_share: float = 1.0,
     outside: Outside = "ignore",
 ) -> Example:
-    """Resize by a random factor and cut a window at a random place, in one resampling.
-
-    Pixel o of the window lies at (o + ½ + offset) / factor - ½ of the picture. A picture smaller
-    than the window lies at a random place in it.
+    """Resize by a random factor and cut a window at a random place, as `scale_crop`.
 
     Args:
         key: JAX key.
         example: of any size.
-        size: height and width of the window.
-        scale: least and greatest factor, drawn uniformly; (1, 1) resamples nothing.
+        size, scale: as of `scale_crop`.
         max_share: windows in which one class has this share of the valid pixels or more, or none
             is valid, are drawn anew, ten times at most: mmsegmentation's cat_max_ratio, 0.75 in
             SETR's recipe. 1 takes any window.
@@ -234,29 +459,20 @@ def random_scale_crop(
     Returns:
         An example of the window's size, image in float32.
     """
-    factors, places = jax.random.split(key)
-    factor = jax.random.uniform(factors, minval=scale[0], maxval=scale[1])
-    # Negative where the picture is the smaller one: then it moves in the window.
-    room = jnp.floor(jnp.asarray(example.label.shape) * factor) - jnp.asarray(size)
-
-    def window(number: jax.Array | int, example: Example) -> Example:
-        offset = jnp.round(jax.random.uniform(jax.random.fold_in(places, number), (2,)) * room)
-        y, x = ((jnp.arange(n) + 0.5 + o) / factor - 0.5 for n, o in zip(size, offset, strict=True))
-        return warp(example, y[:, None], x[None], outside=outside)
-
+    windows = _windows(key, example.label.shape, size, scale)
     if max_share >= 1:
-        return window(0, example)
+        return _read(example, windows(0), outside)
     no_image = example._replace(image=jnp.zeros((*example.label.shape, 0)), weight=None)
 
     def one_sided(number: jax.Array) -> jax.Array:
-        label = window(number, no_image).label
+        label = _read(no_image, windows(number), outside).label
         counts = jnp.bincount(label.reshape(-1), length=IGNORE + 1)[:IGNORE]
         return counts.max() >= max_share * counts.sum()
 
     # As there, a last one after ten that do not do is taken unseen.
     first = jnp.zeros((), jnp.int32)
     number = jax.lax.while_loop(lambda n: (n < TRIES) & one_sided(n), lambda n: n + 1, first)
-    return window(number, example)
+    return _read(example, windows(number), outside)
 
 
 def random_flip(key: jax.Array, example: Example, *, axis: int = 1) -> Example:
@@ -267,8 +483,7 @@ def random_flip(key: jax.Array, example: Example, *, axis: int = 1) -> Example:
         example: of any size.
         axis: 1 mirrors left and right, 0 top and bottom.
     """
-    flip = jax.random.bernoulli(key)
-    return jax.tree.map(lambda x: jnp.where(flip, jnp.flip(x, axis), x), example)
+    return _copied(example, flip(key, example.label.shape, axis=axis))
 
 
 def random_rot90(key: jax.Array, example: Example) -> Example:
@@ -277,20 +492,7 @@ def random_rot90(key: jax.Array, example: Example) -> Example:
     Raises:
         SegjaxError: the picture is not square; shapes are fixed under jit.
     """
-    height, width = example.label.shape
-    if height != width:
-        raise SegjaxError(
-            f"random_rot90: got pictures of {height}×{width} (height × width), expected square "
-            "ones: crop them to a square first, or use random_rotation."
-        )
-    turns = jax.random.randint(key, (), 0, 4)
-
-    def turn(x: jax.Array) -> jax.Array:
-        x = jnp.where(turns % 2 == 1, jnp.swapaxes(x, 0, 1), x)
-        x = jnp.where((turns == 1) | (turns == 2), jnp.flip(x, 0), x)
-        return jnp.where(turns >= 2, jnp.flip(x, 1), x)
-
-    return jax.tree.map(turn, example)
+    return _copied(example, rot90(key, example.label.shape))
 
 
 def random_rotation(
@@ -301,40 +503,15 @@ def random_rotation(
     shift: float = 0.0,
     outside: Outside = "ignore",
 ) -> Example:
-    """Turn about the centre by an angle in ±degrees, and shift both ways by ±shift pixels.
-
-    Args:
-        key: JAX key.
-        example: of any size.
-        degrees: greatest angle; the angle is drawn uniformly.
-        shift: greatest shift along each axis in pixels, drawn uniformly.
-        outside: the label beyond the picture, see `warp`.
-    """
-    turn, move = jax.random.split(key)
-    angle = jax.random.uniform(turn, minval=-degrees, maxval=degrees)
-    offset = jax.random.uniform(move, (2,), minval=-shift, maxval=shift)
-    return warp(example, *rotation(example.label.shape, angle, offset), outside=outside)
+    """Turn about the centre and shift, as `rotate`; `outside` as of `warp`."""
+    return _read(example, rotate(key, example.label.shape, degrees=degrees, shift=shift), outside)
 
 
 def random_elastic(
-    key: jax.Array,
-    example: Example,
-    *,
-    sigma: float = 10.0,
-    outside: Outside = "ignore",
+    key: jax.Array, example: Example, *, sigma: float = 10.0, outside: Outside = "ignore"
 ) -> Example:
-    """Deform as U-Net does: random vectors on a 3×3 grid, bicubic between them.
-
-    Args:
-        key: JAX key.
-        example: of any size.
-        sigma: standard deviation of the vectors' normally distributed components, in pixels.
-        outside: the label beyond the picture, see `warp`.
-
-    Reference: Ronneberger, Fischer, Brox, 2015, section 3.1.
-    """
-    vectors = sigma * jax.random.normal(key, (3, 3, 2))
-    return displace(example, spread(vectors, example.label.shape), outside=outside)
+    """Deform as U-Net does, as `elastic`; `outside` as of `warp`."""
+    return _read(example, elastic(key, example.label.shape, sigma=sigma), outside)
 
 
 def random_elastic_field(
@@ -345,18 +522,7 @@ def random_elastic_field(
     sigma: float = 4.0,
     outside: Outside = "ignore",
 ) -> Example:
-    """Deform as Simard does: noise for each pixel, smoothed by a Gaussian, times a factor.
-
-    Args:
-        key: JAX key.
-        example: of any size.
-        alpha: the factor, in pixels, of components that are uniform in ±1 before the smoothing.
-            It leaves displacements of a deviation of about 0.16 alpha / sigma pixels.
-        sigma: of the Gaussian, in pixels.
-        outside: the label beyond the picture, see `warp`.
-
-    Reference: Simard, Steinkraus, Platt, Best practices for convolutional neural networks, 2003,
-    section 2; there the pictures have 29×29 pixels.
-    """
-    noise = jax.random.uniform(key, (*example.label.shape, 2), minval=-1, maxval=1)
-    return displace(example, alpha * smooth(noise, sigma), outside=outside)
+    """Deform as Simard does, as `elastic_field`; `outside` as of `warp`."""
+    return _read(
+        example, elastic_field(key, example.label.shape, alpha=alpha, sigma=sigma), outside
+    )

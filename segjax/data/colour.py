@@ -5,6 +5,8 @@ float32, without rounding to whole ones on the way; mmsegmentation, whose PhotoM
 this is, rounds down after each change.
 """
 
+import functools
+
 import jax
 import jax.numpy as jnp
 
@@ -15,7 +17,7 @@ from segjax.errors import SegjaxError
 def scale_values(
     image: jax.Array, contrast: jax.Array | float, brightness: jax.Array | float
 ) -> jax.Array:
-    """contrast · image + brightness, clipped to 0-255: (H, W, C) -> float32."""
+    """contrast · image + brightness, clipped to 0-255: (H, W, …) -> float32."""
     return jnp.clip(image.astype(jnp.float32) * contrast + brightness, 0, 255)
 
 
@@ -25,28 +27,48 @@ def adjust_saturation(image: jax.Array, factor: jax.Array | float) -> jax.Array:
     With V = max c and S = (V - min c) / V, each channel is c = V - V S f for an f of the hue, so
     the new one is V - min(factor, 1 / S) (V - c).
     """
-    image = image.astype(jnp.float32)
-    value = image.max(-1, keepdims=True)
-    chroma = value - image.min(-1, keepdims=True)
-    most = value / jnp.where(chroma > 0, chroma, 1)  # of a grey pixel, V - c is 0 anyway
-    return value - jnp.minimum(factor, most) * (value - image)
+    return jnp.stack(_saturated(_planes(image), factor), -1)
 
 
 def shift_hue(image: jax.Array, turns: jax.Array | float) -> jax.Array:
     """HSV's hue turned, saturation and value kept: (H, W, 3), whole turns -> float32."""
-    image = image.astype(jnp.float32)
-    value = image.max(-1, keepdims=True)
-    chroma = value - image.min(-1, keepdims=True)
-    red, green, blue = jnp.split(image, 3, -1)
+    return jnp.stack(_turned(_planes(image), turns), -1)
+
+
+def _planes(image: jax.Array) -> list[jax.Array]:
+    """Red, green and blue apart, float32: on a CPU their maxima over an axis of three are slow."""
+    return [image[..., i].astype(jnp.float32) for i in range(3)]
+
+
+def _value_and_chroma(planes: list[jax.Array]) -> tuple[jax.Array, jax.Array]:
+    """HSV's value V = max c, and V - min c."""
+    value = functools.reduce(jnp.maximum, planes)
+    return value, value - functools.reduce(jnp.minimum, planes)
+
+
+def _saturated(planes: list[jax.Array], factor: jax.Array | float) -> list[jax.Array]:
+    value, chroma = _value_and_chroma(planes)
+    most = value / jnp.where(chroma > 0, chroma, 1)  # of a grey pixel, V - c is 0 anyway
+    return [value - jnp.minimum(factor, most) * (value - plane) for plane in planes]
+
+
+def _turned(planes: list[jax.Array], turns: jax.Array | float) -> list[jax.Array]:
+    value, chroma = _value_and_chroma(planes)
+    red, green, blue = planes
     # In sixths of a turn: 0 red, 2 green, 4 blue.
     sixths = jnp.where(
         value == red,
         green - blue,
         jnp.where(value == green, 2 * chroma + blue - red, 4 * chroma + red - green),
     ) / jnp.where(chroma > 0, chroma, 1)
-    place = jnp.mod(jnp.asarray([5, 3, 1]) + sixths + 6 * turns, 6)
-    shifted = value - chroma * jnp.clip(jnp.minimum(place, 4 - place), 0, 1)
-    return jnp.where(turns == 0, image, shifted)  # exactly, not to rounding
+
+    def turned(plane: jax.Array, first: int) -> jax.Array:
+        place = first + sixths + 6 * turns
+        place = place - 6 * jnp.floor(place / 6)  # mod, which is a call for each pixel
+        shifted = value - chroma * jnp.clip(jnp.minimum(place, 4 - place), 0, 1)
+        return jnp.where(turns == 0, plane, shifted)  # exactly, not to rounding
+
+    return [turned(plane, first) for plane, first in zip(planes, (5, 3, 1), strict=True)]
 
 
 def distort(
@@ -70,9 +92,10 @@ def distort(
     Returns:
         (H, W, 3) float32 in 0-255.
     """
-    image = scale_values(image, 1, brightness)
-    image = scale_values(image, jnp.where(contrast_last, 1, contrast), 0)
-    image = shift_hue(adjust_saturation(image, saturation), jnp.asarray(hue) / 180)
+    planes = [scale_values(plane, 1, brightness) for plane in _planes(image)]
+    planes = [scale_values(plane, jnp.where(contrast_last, 1, contrast), 0) for plane in planes]
+    planes = _turned(_saturated(planes, saturation), jnp.asarray(hue) / 180)
+    image = jnp.stack(planes, -1)
     return scale_values(image, jnp.where(contrast_last, contrast, 1), 0)
 
 

@@ -17,6 +17,11 @@ from PIL import Image, ImageFile, UnidentifiedImageError
 
 from segjax.errors import SegjaxError
 
+try:
+    import simplejpeg
+except ImportError:  # the extra [jpeg]; Pillow gives the same bits, later
+    simplejpeg = None
+
 IGNORE = 255
 _MODES = {1: "L", 3: "RGB", 4: "RGBA"}  # channels -> Pillow's mode
 _SHOWN = 5  # names or values listed in an error before "and N more"
@@ -100,12 +105,30 @@ def read_picture(
         return scaled(path, _samples(path, channels, page), ranges)
     with _opened(path, page) as image:
         _check_depth(image, path, page)
+        if image.mode == _MODES[channels] and (sooner := _decoded(image)) is not None:
+            return sooner
         # straight from a palette to grey or RGB, a transparent one draws a warning
         picture = image.convert("RGBA") if image.mode == "P" else image
         if picture.mode != _MODES[channels]:  # or it would be copied
             picture = picture.convert(_MODES[channels])
         pixels = np.array(picture)
     return pixels.reshape(*pixels.shape[:2], channels)
+
+
+def _decoded(image: ImageFile.ImageFile) -> np.ndarray | None:
+    """A JPEG's pixels (H, W, C) by simplejpeg, to the bit those that Pillow gives.
+
+    Both are libjpeg-turbo, whose accurate transform and smooth chroma are the same everywhere. None
+    of what is not to be had so, or has a flaw: then Pillow decodes, and says what is wrong.
+    """
+    space = {"L": "GRAY", "RGB": "RGB"}.get(image.mode)
+    if simplejpeg is None or image.format != "JPEG" or space is None or image.fp is None:
+        return None
+    image.fp.seek(0)
+    try:
+        return simplejpeg.decode_jpeg(image.fp.read(), space)
+    except ValueError:
+        return None
 
 
 class Codes(NamedTuple):

@@ -9,7 +9,6 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Protocol
 
-import grain
 import numpy as np
 
 from segjax.errors import SegjaxError, SegjaxWarning
@@ -196,6 +195,8 @@ def train_batches(
     """
     if not len(source):
         raise SegjaxError("The training data is empty: nothing to train on.")
+    import grain  # takes a moment to import, and only batches need it
+
     order = grain.MapDataset.range(len(source)).seed(seed).shuffle().repeat()
 
     def batch(positions: range) -> dict[str, np.ndarray]:
@@ -206,8 +207,9 @@ def train_batches(
             "record": np.array(records, np.int32),
         }
 
-    steps = grain.MapDataset.range(start, np.iinfo(np.int32).max)
-    return _read(steps, batch, batch_size, process, processes, threads)
+    return _read(
+        range(start, np.iinfo(np.int32).max), batch, batch_size, process, processes, threads
+    )
 
 
 def evaluation_batches(
@@ -254,8 +256,7 @@ def evaluation_batches(
         numbers = np.array([record for _, record, _ in chosen], np.int32)
         return {**padded, "record": np.where(filling, np.int32(-1), numbers)}
 
-    numbers = grain.MapDataset.range(len(rows) // batch_size)
-    return _read(numbers, batch, batch_size, process, processes, threads)
+    return _read(range(len(rows) // batch_size), batch, batch_size, process, processes, threads)
 
 
 def _padded(examples: Sequence[dict[str, Any]], canvas: tuple[int, int]) -> dict[str, np.ndarray]:
@@ -283,7 +284,7 @@ def _by_canvas(
 
 
 def _read(
-    numbers: grain.MapDataset,
+    numbers: range,
     batch: Callable[[range], dict[str, np.ndarray]],
     batch_size: int,
     process: int,
@@ -291,6 +292,8 @@ def _read(
     threads: int,
 ) -> Iterator[dict[str, np.ndarray]]:
     """This process's rows of the numbered batches; row r of batch n is at position n·B + r."""
+    import grain  # takes a moment to import, and only batches need it
+
     rows = batch_size // processes
 
     def read(number: int) -> dict[str, np.ndarray]:
@@ -298,4 +301,4 @@ def _read(
         return batch(range(first, first + rows))
 
     options = grain.ReadOptions(threads, prefetch_buffer_size=2 * threads)
-    return iter(numbers.map(read).to_iter_dataset(options))
+    return iter(grain.MapDataset.source(numbers).map(read).to_iter_dataset(options))

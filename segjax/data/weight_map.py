@@ -18,7 +18,6 @@ from functools import cached_property
 from typing import Any
 
 import numpy as np
-from scipy import ndimage
 
 from segjax import cache_folder
 from segjax.data.wrapper import Wrapper
@@ -37,6 +36,8 @@ def components(label: np.ndarray) -> np.ndarray:
         int32 (H, W), 0 or the number of a part. Parts that meet at a corner are one, so that none
         touch and `separate` takes nothing away.
     """
+    from scipy import ndimage  # takes a moment to import
+
     numbers, _ = ndimage.label((label > 0) & (label != IGNORE), np.ones((3, 3)))
     return numbers
 
@@ -51,6 +52,8 @@ def separate(instances: np.ndarray) -> np.ndarray:
         The same, but 0 where one of the eight neighbours belongs to an instance of a higher
         number: no two instances touch, not even at a corner.
     """
+    from scipy import ndimage  # takes a moment to import
+
     return np.where(ndimage.maximum_filter(instances, 3) > instances, 0, instances)
 
 
@@ -66,6 +69,8 @@ def border_weights(instances: np.ndarray, *, w0: float = 10.0, sigma: float = 5.
         float32 (H, W). Distances are from pixel centre to pixel centre; beyond d1 + d2 = 6.5 σ,
         where a weight is less than 1e-9 w0, it may be 0.
     """
+    from scipy import ndimage  # takes a moment to import
+
     reach = int(np.ceil(6.5 * sigma))
     nearest = np.full(instances.shape, np.inf)
     second = nearest.copy()

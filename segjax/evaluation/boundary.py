@@ -11,10 +11,10 @@ from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import ndimage
 
 from segjax.errors import SegjaxError, held
 
+RATIO = 0.02  # of a boundary's width to the picture's diagonal
 WIDTHS = (3, 10)  # of trimaps, in pixels
 
 
@@ -23,7 +23,7 @@ def boundary_counts(
     predicted: np.ndarray,
     *,
     num_classes: int,
-    ratio: float = 0.02,
+    ratio: float = RATIO,
     ignore_label: int = 255,
 ) -> NDArray[np.int64]:
     """Count the pixels of the boundaries of each class, for boundary IoU.
@@ -52,12 +52,7 @@ def boundary_counts(
     of their boundary-iou-api.
     """
     truth, predicted = _without_void(truth, predicted, num_classes, ignore_label)
-    width = max(1, round(ratio * float(np.hypot(*truth.shape))))
-    edge = _edge_distance(truth.shape)
-    of_truth, of_predicted = (
-        np.minimum(contour_distance(label), edge) <= width for label in (truth, predicted)
-    )
-    return _counts(truth, predicted, of_truth, of_predicted, num_classes)
+    return _boundary(truth, predicted, contour_distance(truth), ratio, num_classes)
 
 
 def trimap_counts(
@@ -93,8 +88,40 @@ def trimap_counts(
     DeepLab, 2017.
     """
     truth, predicted = _without_void(truth, predicted, num_classes, ignore_label)
+    return _trimaps(truth, predicted, contour_distance(truth), widths, num_classes)
+
+
+def contour_counts(
+    truth: np.ndarray, predicted: np.ndarray, *, num_classes: int, ignore_label: int = 255
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """`boundary_counts` and `trimap_counts`, with one search for the contours of the truth."""
+    truth, predicted = _without_void(truth, predicted, num_classes, ignore_label)
     distance = contour_distance(truth)
-    bands = [distance <= width for width in widths]
+    return (
+        _boundary(truth, predicted, distance, RATIO, num_classes),
+        _trimaps(truth, predicted, distance, WIDTHS, num_classes),
+    )
+
+
+def _boundary(
+    truth: np.ndarray, predicted: np.ndarray, of_truth: np.ndarray, ratio: float, num_classes: int
+) -> NDArray[np.int64]:
+    width = max(1, round(ratio * float(np.hypot(*truth.shape))))
+    edge = _edge_distance(truth.shape)
+    in_truth, in_predicted = (
+        np.minimum(distance, edge) <= width for distance in (of_truth, contour_distance(predicted))
+    )
+    return _counts(truth, predicted, in_truth, in_predicted, num_classes)
+
+
+def _trimaps(
+    truth: np.ndarray,
+    predicted: np.ndarray,
+    of_truth: np.ndarray,
+    widths: Sequence[int],
+    num_classes: int,
+) -> NDArray[np.int64]:
+    bands = [of_truth <= width for width in widths]
     return np.stack([_counts(truth, predicted, band, band, num_classes) for band in bands])
 
 
@@ -107,6 +134,8 @@ def contour_distance(label: np.ndarray) -> NDArray[np.int32]:
     Returns:
         int32 (H, W); the greatest int32 where all pixels are of one label.
     """
+    from scipy import ndimage  # takes a moment to import
+
     height, width = label.shape
     beside = np.zeros(label.shape, bool)  # those with a neighbour, of eight, of another label
     for down, right in ((0, 1), (1, 0), (1, 1), (1, -1)):

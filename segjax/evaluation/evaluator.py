@@ -8,6 +8,7 @@ and order of batches, and any number of devices.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -130,6 +131,7 @@ def evaluate(
     ignore_label: int = 255,
     summed_loss: Callable[[Any, Any], Any] | None = None,
     inspect: Inspect | None = None,
+    threads: int = 2,
 ) -> Evaluation:
     """Count all of a data set, or of this process's share of it, in one pass.
 
@@ -146,6 +148,7 @@ def evaluate(
             pixels. The same function each time, or each time is compiled.
         inspect: given the number of a picture and its label as predicted, uint8 (H, W) of the
             batch's size, counts more of it; `contours_and_objects` does.
+        threads: in which that is done, while the device computes the next batch.
 
     Raises:
         SegjaxError: the network has another number of classes, or a label is outside of them.
@@ -160,20 +163,27 @@ def evaluate(
             metrics.check_classes(logits.shape[-1], num_classes)
             yield batch, _by_strips(count, logits, batch["label"])
 
-    for batch, counted in metrics.one_late(counted_batches()):
-        metrics.check_inside(int(counted.pop("outside")), num_classes, labels=batch["label"])
-        record, labels = _own(batch["record"]), counted.pop("predicted")
-        here = {name: _own(values)[record >= 0] for name, values in counted.items()}
-        pairs = here.pop("pairs").reshape(-1, num_classes, num_classes)
-        confusion += pairs.sum(0, dtype=np.int64)
-        here["counts"] = metrics.class_counts(pairs).astype(np.int32)
-        here["calibration"] = calibration.counts_of(here["calibration"])
-        if inspect:
-            each = zip(record, _own(labels), strict=True)
-            more = [inspect(int(i), label) for i, label in each if i >= 0]
+    def on_host(pool: Executor) -> Iterator[tuple[np.ndarray, dict[str, Any], list[Future[Any]]]]:
+        for batch, counted in metrics.one_late(counted_batches()):
+            metrics.check_inside(int(counted.pop("outside")), num_classes, labels=batch["label"])
+            record, labels = _own(batch["record"]), counted.pop("predicted")
+            here = {name: _own(values)[record >= 0] for name, values in counted.items()}
+            more = []
+            if inspect:
+                each = zip(record, _own(labels), strict=True)
+                more = [pool.submit(inspect, int(i), label) for i, label in each if i >= 0]
+            yield record[record >= 0], here, more
+
+    with ThreadPoolExecutor(threads) as pool:
+        for record, here, inspected in metrics.one_late(on_host(pool)):
+            pairs = here.pop("pairs").reshape(-1, num_classes, num_classes)
+            confusion += pairs.sum(0, dtype=np.int64)
+            here["counts"] = metrics.class_counts(pairs).astype(np.int32)
+            here["calibration"] = calibration.counts_of(here["calibration"])
+            more = [one.result() for one in inspected]
             here |= {name: np.stack([one[name] for one in more]) for name in (more or [{}])[0]}
-        records.append(record[record >= 0])
-        rows.append(here)
+            records.append(record)
+            rows.append(here)
     return _sorted(np.concatenate(records), confusion, rows)
 
 
@@ -240,10 +250,12 @@ def contours_and_objects(
     Returns:
         "boundary", "trimap" and "objects", as of `Evaluation.rows`.
     """
-    options: Any = {"num_classes": num_classes, "ignore_label": ignore_label}
+    of_boundary, of_trimaps = boundary.contour_counts(
+        truth, predicted, num_classes=num_classes, ignore_label=ignore_label
+    )
     found: dict[str, np.ndarray] = {
-        "boundary": boundary.boundary_counts(truth, predicted, **options).astype(np.int32),
-        "trimap": boundary.trimap_counts(truth, predicted, **options).astype(np.int32),
+        "boundary": of_boundary.astype(np.int32),
+        "trimap": of_trimaps.astype(np.int32),
     }
     if numbered is not None:
         found["objects"] = objects.count_objects(*numbered)

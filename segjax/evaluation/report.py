@@ -19,6 +19,7 @@ from numpy.typing import ArrayLike, NDArray
 from segjax.errors import SegjaxError
 
 if TYPE_CHECKING:
+    from matplotlib.figure import Figure
     from rich.table import Table
 
 _NONE: Mapping[str, Mapping[str, float]] = {}
@@ -218,17 +219,16 @@ def plot_curves(records: Sequence[Mapping[str, Any]], path: Path | str, *, title
     heights |= {"mean IoU": 2.0} if validation else {}
     heights |= {"learning rate": 1.0} if training else {}
 
-    figure = Figure(figsize=(8, 1 + sum(heights.values())), dpi=120, layout="constrained")
-    grid = figure.subplots(
-        len(heights), sharex=True, squeeze=False, height_ratios=list(heights.values())
-    )
-    panels = dict(zip(heights, grid[:, 0], strict=True))
+    figure = Figure(figsize=(8, 1 + sum(heights.values())), dpi=120)
+    grid = _panels(figure, list(heights.values()))
+    panels = dict(zip(heights, grid, strict=True))
     figure.suptitle(title)
     for name, panel in panels.items():
         panel.set_ylabel(name)
         panel.grid(alpha=0.25)
         panel.spines[["top", "right"]].set_visible(False)
         panel.margins(x=0.01)
+        panel.ticklabel_format(axis="y", scilimits=(-2, 4))  # no number wider than its room
     if training:
         steps, loss = _column(training, "step"), _column(training, "loss")
         panels["loss"].plot(steps, loss, color="tab:blue", alpha=0.3, linewidth=0.8)
@@ -236,7 +236,6 @@ def plot_curves(records: Sequence[Mapping[str, Any]], path: Path | str, *, title
         rate, rates = panels["learning rate"], _column(training, "learning_rate")
         rate.plot(steps, rates, color="tab:gray")
         rate.fill_between(steps, rates, color="tab:gray", alpha=0.2, linewidth=0)
-        rate.ticklabel_format(axis="y", scilimits=(-2, 3))
     if held_out:
         steps, loss = _column(held_out, "step"), _column(held_out, "loss")
         label = "held out: cross-entropy, without weights"
@@ -252,7 +251,7 @@ def plot_curves(records: Sequence[Mapping[str, Any]], path: Path | str, *, title
             panel.set_title(
                 f"best {scores[best]:.4f} at step {steps[best]:.0f}", loc="right", fontsize=9
             )
-    last = grid[-1, 0]
+    last = grid[-1]
     last.set_xlabel("step")
     last.xaxis.set_major_locator(MaxNLocator(integer=True))
     figure.savefig(path, format="png")
@@ -272,8 +271,8 @@ def plot_reliability(reliability: Mapping[str, Any], path: Path | str, *, title:
     edges, count = np.asarray(reliability["edges"]), np.asarray(reliability["count"], float)
     confidence, accuracy = (np.asarray(reliability[n], float) for n in ("confidence", "accuracy"))
     middle, width = (edges[:-1] + edges[1:]) / 2, np.diff(edges)
-    figure = Figure(figsize=(5, 6.2), dpi=120, layout="constrained")
-    above, below = figure.subplots(2, sharex=True, height_ratios=[4, 1])
+    figure = Figure(figsize=(5, 6.2), dpi=120)
+    above, below = _panels(figure, [4, 1])
     figure.suptitle(title)
     for panel in (above, below):
         panel.grid(alpha=0.25)
@@ -294,6 +293,28 @@ def plot_reliability(reliability: Mapping[str, Any], path: Path | str, *, title:
     below.bar(middle, share, width, color="tab:gray", edgecolor="white")
     below.set(xlabel="confidence", ylabel="pixels", ylim=(0, 1))
     figure.savefig(path, format="png")
+
+
+def _panels(figure: "Figure", heights: Sequence[float]) -> NDArray[np.object_]:
+    """Axes one above the other, with room for a title, numbers and names.
+
+    Room in inches: Matplotlib's constrained layout finds it by drawing everything once more.
+    """
+    (width, height), panels = figure.get_size_inches(), len(heights)
+    between = 0.3 * panels / (height - 1)  # as a share of the mean height
+    return figure.subplots(
+        panels,
+        sharex=True,
+        squeeze=False,
+        height_ratios=heights,
+        gridspec_kw={
+            "left": 0.75 / width,
+            "right": 1 - 0.15 / width,
+            "bottom": 0.5 / height,
+            "top": 1 - 0.55 / height,
+            "hspace": between,
+        },
+    )[:, 0]
 
 
 def _rows(classes: Sequence[str], per_class: Mapping[str, ArrayLike]) -> list[list[str]]:

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import flax
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from flax import linen as nn
 
@@ -61,16 +62,32 @@ def make_state(
     ema: bool = False,
     sharding: Any = None,
 ) -> State:
-    """The state before the first step.
+    """The state before the first step, made by `initial_state`, compiled.
+
+    Args:
+        model, optimizer, image_shape, ema: as of `initial_state`.
+        key: for the parameters.
+        sharding: where it lies: `sharding.replicated(mesh)`, or a tree of shardings as of
+            `sharding.state_shardings`, which it is created with; by default on one device.
+    """
+    init = initial_state(model, optimizer, image_shape=image_shape, ema=ema)
+    return jax.jit(init, out_shardings=sharding)(key)
+
+
+def initial_state(
+    model: nn.Module,
+    optimizer: optax.GradientTransformation,
+    *,
+    image_shape: Sequence[int],
+    ema: bool = False,
+) -> Callable[[jax.Array], State]:
+    """Key -> the state before the first step: one function, for `jax.eval_shape` and `jax.jit`.
 
     Args:
         model: a network of `segjax.models`, or any that keeps to their contract.
         optimizer: of optax.
-        key: for the parameters.
         image_shape: (B, H, W, C) of a training input.
         ema: whether it holds a moving average of the variables.
-        sharding: where it lies: `sharding.replicated(mesh)`, or a tree of shardings as of
-            `sharding.state_shardings`, which it is created with; by default on one device.
 
     Raises:
         SegjaxError: the shape has other axes.
@@ -87,7 +104,7 @@ def make_state(
         state = State(jnp.zeros((), jnp.int32), params, stats, optimizer.init(params))
         return state.with_ema() if ema else state
 
-    return jax.jit(init, out_shardings=sharding)(key)
+    return init
 
 
 def make_train_step(
@@ -260,9 +277,9 @@ def _own_rate(optimizer: optax.GradientTransformation) -> float:
         growth = (small - smaller) / (gradients[1] - gradients[2])
         return jnp.maximum(one, growth)
 
-    gradients = jnp.array([1, 1e-2, 1e-3])
+    gradients = np.array([1, 1e-2, 1e-3], np.float32)
     try:
-        return max(float(rate(jnp.float32(parameter), gradients)) for parameter in (0, 1))
+        return max(float(rate(np.float32(parameter), gradients)) for parameter in (0, 1))
     except Exception:  # anyone's optimizer, which may raise anything
         return 0.0
 

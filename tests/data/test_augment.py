@@ -16,8 +16,11 @@ from scipy import ndimage
 from segjax.data.augment import (
     Example,
     Normalise,
+    at_once,
     compose,
     displace,
+    elastic,
+    flip,
     mirror_pad,
     random_elastic,
     random_elastic_field,
@@ -26,7 +29,9 @@ from segjax.data.augment import (
     random_rotation,
     random_scale_crop,
     record_key,
+    rot90,
     rotation,
+    scale_crop,
     smooth,
     spread,
     warp,
@@ -306,6 +311,44 @@ def test_displace_reads_at_the_place_and_its_vector():
     want = LABEL.copy()
     want[1, 2] = LABEL[4, 1]
     np.testing.assert_array_equal(got.label, want)
+
+
+# Several at once
+
+
+def test_moves_at_once_are_those_one_after_the_other():
+    """Bit for bit where places are whole, else up to rounding; labels are equal in any case."""
+    example = Example(IMAGE, LABEL, LABEL.astype(np.float32))
+    keys = jax.random.split(jax.random.key(0), 32)
+    for scale, tolerance in (((1, 1), 0), ((0.7, 1.4), 2e-3)):
+        cut = {"size": (5, 5), "scale": scale}
+        chain = compose(partial(random_scale_crop, **cut), random_rot90, random_flip)
+        once = at_once(partial(scale_crop, **cut), rot90, flip)
+        want, got = (compiled(jax.vmap(f, (0, None)))(keys, example) for f in (chain, once))
+        np.testing.assert_allclose(got.image, want.image, rtol=0, atol=tolerance)
+        np.testing.assert_array_equal(got.label, want.label)
+        np.testing.assert_array_equal(got.weight, want.weight)
+
+
+def test_moves_at_once_read_the_picture_where_each_leads_to():
+    """A window, then a deformation: from the result back, in float64."""
+    key, size = jax.random.key(3), (20, 24)
+    rng = np.random.default_rng(0)
+    image = np.concatenate([np.moveaxis(np.indices(size), 0, -1), rng.normal(size=(*size, 1))], -1)
+    example = Example(image.astype(np.float32), rng.integers(0, 9, size, np.uint8))
+    moves = partial(scale_crop, size=(9, 8), scale=(1, 1)), partial(elastic, sigma=1)
+    got = compiled(at_once(*moves, outside="mirror"))(key, example)
+    window, _ = moves[0](jax.random.fold_in(key, 0), size)
+    top, left = moves[0](jax.random.fold_in(key, 0), size).place(0.0, 0.0)
+    by = slow_spread(np.asarray(jax.random.normal(jax.random.fold_in(key, 1), (3, 3, 2))), (9, 8))
+    at = np.indices(window) + np.moveaxis(by, -1, 0) + np.reshape([top, left], (2, 1, 1))
+    for channel in range(3):
+        want = ndimage.map_coordinates(image[..., channel], at, order=1, mode="mirror")
+        np.testing.assert_allclose(got.image[..., channel], want, atol=1e-3)
+    want = ndimage.map_coordinates(example.label, at, order=0, mode="mirror")
+    np.testing.assert_array_equal(got.label, want)
+    beyond = (at[0] > top + 8) | (at[1] > left + 7)  # what the window has cut off is found again
+    assert beyond.any()
 
 
 # Scale and crop

@@ -7,6 +7,7 @@ import pytest
 import tifffile
 from PIL import Image
 
+from segjax.data import pictures
 from segjax.data.labels import voc_palette
 from segjax.data.pictures import (
     mask_size,
@@ -54,6 +55,44 @@ PICTURES = {
     ),
     "bilevel": (Image.fromarray(GREY > 99), {}, np.stack([(GREY > 99) * 255] * 3, -1)),
 }
+
+
+JPEGS = [
+    {"quality": quality, "subsampling": subsampling, **more}
+    for quality in (5, 85, 100)
+    for subsampling in ("4:4:4", "4:2:2", "4:2:0")
+    for more in ({}, {"progressive": True}, {"restart_marker_rows": 1})
+] + [{"keep_rgb": True, "subsampling": "4:4:4"}]
+
+
+def test_a_jpeg_is_the_same_whatever_decodes_it(tmp_path, monkeypatch):
+    simplejpeg = pytest.importorskip("simplejpeg")
+    rng = np.random.default_rng(0)
+    for height, width in ((1, 1), (17, 40), (37, 53)):
+        pixels = rng.integers(0, 256, (height, width, 3), np.uint8)
+        stored = [save(tmp_path / f"{i}.jpg", pixels, **how) for i, how in enumerate(JPEGS)]
+        stored.append(save(tmp_path / "grey.jpg", pixels[..., 0]))
+        for chroma in ("440", "411"):
+            stored.append(tmp_path / f"{chroma}.jpg")
+            stored[-1].write_bytes(simplejpeg.encode_jpeg(pixels, colorsubsampling=chroma))
+        for path in stored:
+            channels = 1 if path.stem == "grey" else 3
+            with monkeypatch.context() as patch, Image.open(path) as image:
+                assert pictures._decoded(image) is not None
+                got = read_picture(path, channels)
+                patch.setattr(pictures, "simplejpeg", None)
+                np.testing.assert_array_equal(got, read_picture(path, channels))
+            assert got.flags.writeable
+
+
+def test_a_jpeg_with_a_flaw_is_what_pillow_makes_of_it(tmp_path):
+    pixels = np.random.default_rng(0).integers(0, 256, (40, 48, 3), np.uint8)
+    path = save(tmp_path / "a.jpg", pixels)
+    data = path.read_bytes()
+    path.write_bytes(data[:1500] + bytes(range(5)) + data[1500:])  # libjpeg warns, and goes on
+    with Image.open(path) as image:
+        assert pictures._decoded(image) is None
+        np.testing.assert_array_equal(read_picture(path), np.asarray(image))
 
 
 @pytest.mark.parametrize("channels", [1, 3, 4])

@@ -1,6 +1,8 @@
 """The one pass: the same for any batches and devices, and equal to slow counts."""
 
+import itertools
 from functools import partial
+from threading import Event
 
 import jax
 import jax.numpy as jnp
@@ -158,6 +160,25 @@ def test_pictures_are_scored_one_by_one():
             want["mean_boundary_iou"] = np.nan
         assert got == pytest.approx(want, nan_ok=True)
     assert np.isnan(found[3]["mean_iou"]) and np.isnan(found[3]["dice"])
+
+
+def test_the_device_goes_on_while_pictures_are_inspected():
+    ahead, number = Event(), itertools.count()
+
+    def predict_and_tell(images):
+        if next(number) == 2:
+            ahead.set()
+        return predict(images)
+
+    def inspect_late(record, label):
+        assert ahead.wait(5), "the third batch waits for the first one's inspection"
+        return inspect(record, label)
+
+    got = evaluator.evaluate(
+        predict_and_tell, batches(range(4), 1), num_classes=CLASSES, inspect=inspect_late
+    )
+    want = evaluator.evaluate(predict, batches(range(4), 4), num_classes=CLASSES, inspect=inspect)
+    np.testing.assert_array_equal(got.rows["boundary"], want.rows["boundary"])
 
 
 def test_intervals_hold_every_score():
