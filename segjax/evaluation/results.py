@@ -32,11 +32,12 @@ _OTHER_PARTS = frozenset(
         "others",
     }
 )
-_LESS_IS_BETTER = ("loss", "ece", "mce")  # what such a score's name ends in
+_LESS_IS_BETTER = ("loss", "ece", "mce", "error")  # what such a score's name ends in
 # Fields that may differ between seeds of one recipe: they are of the machine or its disk.
 _ELSEWHERE = frozenset({"seed", "data", "workers", "cache", "log_every"})
 _SPECIAL = {
     "dsb2018": "DSB 2018",
+    "isbi": "ISBI",
     "iou": "IoU",
     "dice": "Dice",
     "ece": "ECE",
