@@ -11,8 +11,10 @@ from segjax.recipe import Recipe, main
 from segjax.training.checkpoint import Checkpoints
 
 EXPERIMENTS = Path(__file__).parents[1] / "experiments"
-sys.path.insert(0, str(EXPERIMENTS))  # as for a script that is run; some share what camvid.py has
+# As for a script that is run; some share what camvid.py has.
+sys.path[:0] = [str(EXPERIMENTS), str(EXPERIMENTS / "papers")]
 SCRIPTS = sorted(path for path in EXPERIMENTS.glob("*.py") if "main(" in path.read_text())
+PAPERS = sorted(p for p in EXPERIMENTS.glob("papers/*.py") if "main(" in p.read_text())
 SMALL = {
     "unet_shapes": "--canvas 32 32 --crop 32 32 --widths 4 8 --pictures 40 --held-out 9",
     "fcn8s_shapes": "--canvas 32 32 --crop 32 32 --widths 4 4 4 8 8 --classifier-width 8 "
@@ -26,13 +28,21 @@ SMALL = {
     "unet_nuclei": "--canvas 40 44 --crop 32 32 --widths 4 8",
     "unetplusplus_dsb2018": "--canvas 40 44 --crop 32 32 --widths 4 8",
 }
+SMALL |= {
+    "papers/unet_isbi": "--canvas 40 44 --crop 28 28 --widths 4 8 --held-out 2",
+    "papers/unetplusplus_nuclei": "--canvas 40 44 --crop 32 32 --widths 4 8",
+    "papers/setr_cityscapes": "--canvas 48 48 --crop 32 32 --width 8 --depth 2 --heads 2 "
+    "--decoder-channels 4 --taps 0 1",
+}
+SMALL["papers/fcn_voc"] = SMALL["fcn8s_camvid"].replace("40 44 --crop 32 32", "48 48 --crop 48 48")
+SMALL["papers/fcn_alexnet_voc"] = SMALL["papers/fcn_voc"].replace("4 4 4 8 8", "4 4 4 4 4")
 SMALL["fcn8s_voc"] = SMALL["fcn8s_camvid"] + " --buckets 40 44 48 48"
 SMALL["ablation_fusion_camvid"] = SMALL["fcn8s_camvid"] + " --fusion concat"
 SMALL["ablation_upsampling_camvid"] = SMALL["fcn8s_camvid"] + " --upsampling learned"
 
 
 def recipe_of(name):
-    """The Recipe class of a script in experiments/."""
+    """The Recipe class of a script in experiments/, such as "unet_isbi" or "papers/unet_isbi"."""
     spec = importlib.util.spec_from_file_location(name, EXPERIMENTS / f"{name}.py")
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module  # where dataclasses and inspect look a class up

@@ -1,0 +1,168 @@
+"""Recipes of experiments/papers: their fields are the papers', and each takes two steps."""
+
+import json
+import sys
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+import tifffile
+from PIL import Image
+from recipes import PAPERS, recipe_of, run, small
+
+from segjax.models.vit import resize_positions
+
+# The papers' figures, or where they say nothing, the authors' code's.
+WIDTHS = {"fcn": (64, 128, 256, 512, 512), "unet": (64, 128, 256, 512, 1024)}
+CAFFE = {"weight_decay": 5e-4, "normalise": ((122.67892, 116.66877, 104.00699), (1.0, 1.0, 1.0))}
+FIELDS = {
+    "fcn_voc": CAFFE
+    | {"steps": 300_000, "batch_size": 1, "learning_rate": 1e-10, "momentum": 0.99}
+    | {"stride": 8, "at_once": True, "widths": WIDTHS["fcn"], "classifier_width": 4096},
+    "fcn_alexnet_voc": CAFFE
+    | {"steps": 100_000, "batch_size": 20, "accumulate": 20, "learning_rate": 1e-4, "momentum": 0.9}
+    | {"widths": (96, 256, 384, 384, 256), "classifier_width": 4096},
+    "unet_isbi": {"batch_size": 1, "crop": (572, 572), "momentum": 0.99, "elastic": 10.0}
+    | {"dropout": 0.5, "weighted": True, "widths": WIDTHS["unet"], "weight_decay": 0.0},
+    "unetplusplus_nuclei": {"crop": (96, 96), "learning_rate": 3e-4, "losses": ("bce_dice",)}
+    | {"dropout": 0.5, "weight_decay": 2e-4, "widths": (32, 64, 128, 256, 512)},
+    "setr_cityscapes": {"steps": 80_000, "batch_size": 8, "crop": (768, 768), "learning_rate": 0.01}
+    | {"weight_decay": 0.0, "auxiliary_weight": 0.4, "depth": 24, "width": 1024, "heads": 16}
+    | {"normalise": ((123.675, 116.28, 103.53), (58.395, 57.12, 57.375))},
+}
+NETWORKS = {
+    "fcn_voc": {"padding": "authors", "upsampling": "fixed", "dropout": 0.5, "at_once": True},
+    "fcn_alexnet_voc": {"variant": "caffe", "upsampling": "fixed", "dropout": 0.5},
+    "unet_isbi": {"padding": "valid", "norm": "none", "up": "upconv", "dropout": 0.5},
+    "unetplusplus_nuclei": {"norm": "none", "up": "upconv", "deep_supervision": True},
+    "setr_cityscapes": {"auxiliary_taps": (9, 14, 19, 23), "grid": (48, 48), "channels": 256},
+}
+PUBLISHED = {
+    "fcn_voc": [0.654],
+    "fcn_alexnet_voc": [0.480],
+    "unet_isbi": [0.000353, 0.0382, 0.0611],
+    "unetplusplus_nuclei": [0.9252],
+    "setr_cityscapes": [0.7934],
+}
+each_paper = pytest.mark.parametrize("name", [path.stem for path in PAPERS])
+
+
+@each_paper
+def test_fields_are_the_papers(name):
+    recipe = recipe_of(f"papers/{name}")(data=Path("nowhere"))
+    for field, value in FIELDS[name].items():
+        found = getattr(recipe, field)
+        found = (found.mean, found.deviation) if field == "normalise" else found
+        assert found == value, field
+    model = recipe.model()
+    for field, value in NETWORKS[name].items():
+        assert getattr(model, field) == value, field
+    assert [figure.value for figure in recipe.published] == PUBLISHED[name]
+    model.geometry.check(*recipe.crop)
+    assert recipe.schedule()(0) == pytest.approx(recipe.learning_rate)
+
+
+def test_other_networks_have_their_own_figures():
+    def published(name, **fields):
+        (figure,) = recipe_of(f"papers/{name}")(data=Path("nowhere"), **fields).published
+        return figure.value
+
+    stages = {32: 0.636, 16: 0.650, 8: 0.655}
+    assert {s: published("fcn_voc", stride=s, at_once=False) for s in stages} == stages
+    networks = {"unet": 0.9077, "wide-unet": 0.9092, "unetplusplus": 0.9263}
+    assert {n: published("unetplusplus_nuclei", network=n) for n in networks} == networks
+    decoders = {"naive": 0.7790, "pup": 0.7934, "mla": 0.7724}
+    assert {d: published("setr_cityscapes", decoder=d) for d in decoders} == decoders
+
+
+def test_u_net_plus_plus_decays_by_its_gradient_what_keras_does():
+    """Convolutions by twice their factor times the weights; no up-convolution and no bias."""
+    recipe = recipe_of("papers/unetplusplus_nuclei")(data=Path("x"), widths=(2, 3), dropout=0.0)
+    shapes = jax.eval_shape(recipe.model().init, jax.random.key(0), np.zeros((1, 8, 8, 3)))
+    params = jax.tree.map(lambda leaf: np.ones(leaf.shape, leaf.dtype), shapes["params"])
+    optimizer = recipe.optimizer()
+    nothing = jax.tree.map(np.zeros_like, params)
+    updates, _ = optimizer.update(nothing, optimizer.init(params), params)
+    moved = {
+        jax.tree_util.keystr(path, simple=True, separator="/")
+        for path, update in jax.tree_util.tree_leaves_with_path(updates)
+        if np.any(update)
+    }
+    assert moved == {f"x_{ij}/conv_{n}/kernel" for ij in ("0_0", "0_1", "1_0") for n in (0, 1)} | {
+        "head_1/kernel"
+    }
+
+
+@pytest.fixture
+def isbi_stacks(tmp_path):
+    rng = np.random.default_rng(0)
+    (tmp_path / "isbi").mkdir()
+    cells = rng.integers(0, 2, (6, 40, 44), np.uint8) * 255
+    for name in ("volume", "labels"):
+        tifffile.imwrite(tmp_path / f"isbi/train-{name}.tif", cells, photometric="minisblack")
+    return tmp_path / "isbi"
+
+
+@pytest.fixture
+def cityscapes(tmp_path):
+    rng = np.random.default_rng(0)
+    for i, split in enumerate(["train"] * 8 + ["val"]):
+        for kind, end, high in (
+            ("leftImg8bit", "leftImg8bit", 256),
+            ("gtFine", "gtFine_labelIds", 34),
+        ):
+            path = tmp_path / f"cityscapes/{kind}/{split}/ulm/ulm_{i:06}_000019_{end}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            pixels = rng.integers(0, high, (48, 48, 3), np.uint8)
+            Image.fromarray(pixels if high == 256 else pixels[..., 0]).save(path)
+    return tmp_path / "cityscapes"
+
+
+DATA = {
+    "fcn_voc": "voc",
+    "fcn_alexnet_voc": "voc",
+    "unet_isbi": "isbi_stacks",
+    "unetplusplus_nuclei": "nuclei",
+    "setr_cityscapes": "cityscapes",
+}
+
+
+@each_paper
+def test_two_steps_and_the_papers_figures_beside_its_scores(name, request, tmp_path):
+    data, home = request.getfixturevalue(DATA[name]), tmp_path / "run"
+    options = ("--data", data, "--steps", 2, "--batch-size", 1, "--accumulate", 1, "--data-axis", 1)
+    run(f"papers/{name}", "train", "--run", home, *small(f"papers/{name}", *options))
+    stored = json.loads((home / "recipe.json").read_text())["published"]
+    assert [figure["value"] for figure in stored] == PUBLISHED[name]
+    scores = json.loads((home / "report/scores.json").read_text())
+    assert all(scores[figure["metric"]] is not None for figure in stored)
+    assert ("isbi_rand_thinned" in scores) == (name == "unet_isbi")
+    assert (home / "report/scores.md").read_text().count("isbi_") == 4 * (name == "unet_isbi")
+
+
+@pytest.mark.parametrize("decoder", ["pup", "mla"])
+def test_setr_starts_from_timms_vit_its_positions_resized(decoder, tmp_path):
+    pytest.importorskip("torch")
+    sys.path.append(str(Path(__file__).parents[2] / "benchmarks"))
+    import torch_networks
+
+    small = {"depth": 2, "width": 8, "heads": 2}
+    tensors = torch_networks._ViT(**small, grid=(3, 3)).state_dict()
+    tensors = {name: tensor.numpy() for name, tensor in tensors.items()}
+    rest = {"norm.weight": np.ones(8), "head.bias": np.ones(1000)}
+    np.savez(tmp_path / "vit.npz", **tensors, **rest)
+    recipe = recipe_of("papers/setr_cityscapes")(
+        **small, data=tmp_path, vit=tmp_path / "vit.npz", crop=(64, 64), decoder_channels=4,
+        decoder=decoder, taps=(0, 1),
+    )  # fmt: skip
+    shapes = jax.eval_shape(recipe.model().init, jax.random.key(0), np.zeros((1, 64, 64, 3)))
+    begun = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), shapes)
+    params = recipe.initial(begun)["params"]
+    assert jax.tree.map(np.shape, params) == jax.tree.map(np.shape, begun["params"])
+    positions = tensors["pos_embed"][0, 1:].reshape(3, 3, 8)
+    np.testing.assert_array_equal(params["vit"]["positions"], resize_positions(positions, (4, 4)))
+    assert all(np.any(leaf) for leaf in jax.tree.leaves(params["vit"]["patch"]))
+    assert not any(
+        np.any(x) for part in params.keys() - {"vit"} for x in jax.tree.leaves(params[part])
+    )
