@@ -66,7 +66,7 @@ def groups(net, of_name):
 
 def fcn():
     """The heavy solver: a sum over pixels, biases twice as fast and undecayed, fixed upsampling."""
-    rate, widths = 1e-6, (2, 3, 4, 5, 6)
+    rate, widths = 1e-6, (1, 2, 3, 4, 5)
     recipe = recipe_of("papers/fcn_voc")(
         **FIELDS, learning_rate=rate, widths=widths, classifier_width=7, at_once=False
     )
@@ -94,7 +94,7 @@ def fcn():
 def u_net():
     """Momentum 0.99 and the weight map; with batch norm, so that its statistics are compared."""
     recipe = recipe_of("papers/unet_isbi")(**FIELDS, batch_size=4, learning_rate=1e-4)
-    net, model = torch_networks.UNet(CLASSES, (3, 4, 5)), UNet(CLASSES, (3, 4, 5))
+    net, model = torch_networks.UNet(CLASSES, (2, 3, 4)), UNet(CLASSES, (2, 3, 4))
     optimiser = torch.optim.SGD(net.parameters(), lr=1.0, momentum=0.99)
 
     def loss(heads, labels, weights):
