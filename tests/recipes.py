@@ -35,7 +35,6 @@ SMALL |= {
     "--decoder-channels 4 --taps 0 1",
 }
 SMALL["papers/fcn_voc"] = SMALL["fcn8s_camvid"].replace("40 44 --crop 32 32", "48 48 --crop 48 48")
-SMALL["papers/fcn_alexnet_voc"] = SMALL["papers/fcn_voc"].replace("4 4 4 8 8", "4 4 4 4 4")
 SMALL["fcn8s_voc"] = SMALL["fcn8s_camvid"] + " --buckets 40 44 48 48"
 SMALL["ablation_fusion_camvid"] = SMALL["fcn8s_camvid"] + " --fusion concat"
 SMALL["ablation_upsampling_camvid"] = SMALL["fcn8s_camvid"] + " --upsampling learned"

@@ -31,7 +31,7 @@ class FCNGoogLeNetVOC(VOC):
         Published(
             value=0.425,
             metric="mean_iou",
-            split="seg11valid",
+            split="PASCAL VOC 2011, val",
             source="Long, Shelhamer and Darrell 2015, table 1",
         ),
     )
