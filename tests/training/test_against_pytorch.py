@@ -27,7 +27,6 @@ from segjax.weights import fill, pytorch_fcn, setr, unet, unetplusplus
 from segjax.weights.table import torch_conv
 
 torch = pytest.importorskip("torch")
-torch.set_num_threads(1)  # of such small networks the others wait only, at full load
 sys.path.append(str(Path(__file__).parents[2] / "benchmarks"))
 import torch_networks  # noqa: E402
 from torch.nn import functional as F  # noqa: E402
@@ -109,7 +108,7 @@ def u_net():
 def u_net_plus_plus():
     """½ BCE - Dice for each head, by Adam; convolutions decay as in Keras, by their gradient."""
     recipe = recipe_of("papers/unetplusplus_nuclei")(
-        **FIELDS, batch_size=4, widths=(3, 4, 5), dropout=0.0
+        **FIELDS, batch_size=2, widths=(2, 3, 4), dropout=0.0
     )
     model = recipe.model().clone(norm="batch", up="bilinear_corners")
     net = torch_networks.NestedUNet(1, model.widths, deep_supervision=True)
@@ -229,6 +228,7 @@ def variables_of(twins):
 )
 def test_fifty_steps(make, devices):
     torch.manual_seed(0)
+    torch.set_num_threads(1)  # of such small networks the others wait only, at full load
     torch.set_default_dtype(torch.float64)
     try:
         twins = make()
