@@ -94,7 +94,8 @@ class Recipe(abc.ABC):
     """What `source` is asked for: train, val and, where the data has one, test. Val chooses the
     best checkpoint; that one's scores on test are the ones to report."""
     published: ClassVar[tuple[Published, ...]] = ()
-    """Figures of the paper, no option: published = (Published(value=0.627, …),)."""
+    """Figures of the paper, no option: published = (Published(value=0.627, …),); or a property,
+    where they depend on the fields."""
 
     steps: int = 0
     """Training steps; 0 where epochs say it."""
