@@ -26,8 +26,9 @@ class UNetPlusPlusNuclei(Recipe):
     $ python experiments/papers/unetplusplus_nuclei.py train --data FOLDER
 
     FOLDER holds images/ and masks_instance/, 16-bit PNGs of instance numbers, and two lists of
-    stems, train.txt and val.txt. Beside it: --network unetplusplus (without deep supervision),
-    unet, and wide-unet --widths 35 70 140 280 560.
+    stems, train.txt and val.txt; list pictures that the canvas fits closely, for crops are of it.
+    Beside it: --network unetplusplus (without deep supervision), unet, and wide-unet --widths 35 70
+    140 280 560.
 
     The paper leaves open how its 670 pictures were split and cut, the pictures a step and when it
     stops; what its IoU is the mean of, its code does not say plainly. The weight decay is its
@@ -38,7 +39,7 @@ class UNetPlusPlusNuclei(Recipe):
     """Folder with images/, masks_instance/, train.txt and val.txt."""
     steps: int = 50_000
     batch_size: int = 16
-    canvas: tuple[int, int] = (1040, 1388)
+    canvas: tuple[int, int] = (256, 320)
     crop: tuple[int, int] = (96, 96)
     learning_rate: float = 3e-4
     weight_decay: float = 2e-4
