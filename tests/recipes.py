@@ -5,6 +5,7 @@ import sys
 import warnings
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from segjax.recipe import Recipe, main
@@ -80,3 +81,16 @@ def state_of(home):
         warnings.simplefilter("ignore")  # Orbax: no shardings are given
         step = checkpoints.newest
         return step, checkpoints._reader.restore(checkpoints._place / str(step) / "default")
+
+
+def narrow_vgg16():
+    """Tensors as torchvision's, of the widths of SMALL."""
+    rng = np.random.default_rng(0)
+    layers = (0, 2, 5, 7, 10, 12, 14, 17, 19, 21, 24, 26, 28)
+    widths = (3,) + (4,) * 7 + (8,) * 6
+    shapes = {
+        f"features.{n}": (width, channels, 3, 3)
+        for n, width, channels in zip(layers, widths[1:], widths[:-1], strict=True)
+    } | {"classifier.0": (8, 8 * 49), "classifier.3": (8, 8), "classifier.6": (1000, 8)}
+    tensors = {f"{name}.weight": rng.normal(size=shape) for name, shape in shapes.items()}
+    return tensors | {f"{name}.bias": rng.normal(size=shape[0]) for name, shape in shapes.items()}

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import tifffile
 from PIL import Image
-from recipes import PAPERS, recipe_of, run, small
+from recipes import PAPERS, narrow_vgg16, recipe_of, run, small
 
 from segjax.models.vit import resize_positions
 from segjax.training import sharding
@@ -84,10 +84,9 @@ def test_other_networks_have_their_own_figures():
 def test_u_net_plus_plus_decays_by_its_gradient_what_keras_does():
     """Convolutions by twice their factor times the weights; no up-convolution and no bias."""
     recipe = recipe_of("papers/unetplusplus_nuclei")(data=Path("x"), widths=(2, 3), dropout=0.0)
-    shapes = jax.eval_shape(recipe.model().init, jax.random.key(0), np.zeros((1, 8, 8, 3)))
-    params = jax.tree.map(lambda leaf: np.ones(leaf.shape, leaf.dtype), shapes["params"])
+    nothing = zeros_of(recipe, 8)["params"]
+    params = jax.tree.map(np.ones_like, nothing)
     optimizer = recipe.optimizer()
-    nothing = jax.tree.map(np.zeros_like, params)
     updates, _ = jax.jit(optimizer.update)(nothing, jax.jit(optimizer.init)(params), params)
     moved = {
         jax.tree_util.keystr(path, simple=True, separator="/")
@@ -158,6 +157,26 @@ def test_alexnet_has_a_cost(capsys):
     assert "FLOPs" in capsys.readouterr().out
 
 
+def test_fcn_starts_from_caffes_vgg16_whose_colours_are_turned(tmp_path):
+    tensors = narrow_vgg16()
+    np.savez(tmp_path / "vgg16.npz", **tensors)
+    recipe = recipe_of("papers/fcn_voc")(
+        data=tmp_path, vgg16=tmp_path / "vgg16.npz", widths=(4, 4, 4, 8, 8), classifier_width=8
+    )
+    params = recipe.initial(zeros_of(recipe, 32))["params"]
+    stem = tensors["features.0.weight"][:, ::-1].transpose(2, 3, 1, 0).astype(np.float32)
+    np.testing.assert_array_equal(params["vgg16"]["conv1_1"]["kernel"], stem)
+    anew = {part for part, leaves in params.items() if not any(map(np.any, leaves.values()))}
+    assert anew == {"score_fr", "score_pool4", "score_pool3"}
+
+
+def zeros_of(recipe, side):
+    """Variables of its network, all zero."""
+    images = np.zeros((1, side, side, recipe.channels))
+    shapes = jax.eval_shape(recipe.model().init, jax.random.key(0), images)
+    return jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), shapes)
+
+
 @pytest.mark.parametrize("decoder", ["pup", "mla"])
 def test_setr_starts_from_timms_vit_its_positions_resized(decoder, tmp_path):
     pytest.importorskip("torch")
@@ -173,8 +192,7 @@ def test_setr_starts_from_timms_vit_its_positions_resized(decoder, tmp_path):
         **small, data=tmp_path, vit=tmp_path / "vit.npz", crop=(64, 64), decoder_channels=4,
         decoder=decoder, taps=(0, 1),
     )  # fmt: skip
-    shapes = jax.eval_shape(recipe.model().init, jax.random.key(0), np.zeros((1, 64, 64, 3)))
-    begun = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), shapes)
+    begun = zeros_of(recipe, 64)
     params = recipe.initial(begun)["params"]
     assert jax.tree.map(np.shape, params) == jax.tree.map(np.shape, begun["params"])
     positions = tensors["pos_embed"][0, 1:].reshape(3, 3, 8)

@@ -11,7 +11,7 @@ import jax
 import numpy as np
 import pytest
 from PIL import Image
-from recipes import EXPERIMENTS, SCRIPTS, recipe_of, run, small, state_of
+from recipes import EXPERIMENTS, SCRIPTS, narrow_vgg16, recipe_of, run, small, state_of
 
 from segjax.commands.run import Run
 from segjax.commands.step import make_prepare
@@ -177,19 +177,6 @@ def test_a_stage_starts_from_the_run_before_it(folder, tmp_path, capsys):
         others = {name: layer for name, layer in params.items() if name != score}
         jax.tree.map(np.testing.assert_array_equal, others, before)
         before = params
-
-
-def narrow_vgg16():
-    """Tensors as torchvision's, of the widths of SMALL."""
-    rng = np.random.default_rng(0)
-    layers = (0, 2, 5, 7, 10, 12, 14, 17, 19, 21, 24, 26, 28)
-    widths = (3,) + (4,) * 7 + (8,) * 6
-    shapes = {
-        f"features.{n}": (width, channels, 3, 3)
-        for n, width, channels in zip(layers, widths[1:], widths[:-1], strict=True)
-    } | {"classifier.0": (8, 8 * 49), "classifier.3": (8, 8), "classifier.6": (1000, 8)}
-    tensors = {f"{name}.weight": rng.normal(size=shape) for name, shape in shapes.items()}
-    return tensors | {f"{name}.bias": rng.normal(size=shape[0]) for name, shape in shapes.items()}
 
 
 def test_fcn_starts_from_torchvisions_vgg16(folder, tmp_path, capsys):
