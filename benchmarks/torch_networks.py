@@ -50,9 +50,9 @@ class UNet(nn.Module):
 
 
 class NestedUNet(nn.Module):
-    """4uiiurz1/pytorch-nested-unet with one head: `weights.unetplusplus.nested_unet`."""
+    """4uiiurz1/pytorch-nested-unet, one head or all: `weights.unetplusplus.nested_unet`."""
 
-    def __init__(self, classes: int, widths: tuple[int, ...]):
+    def __init__(self, classes: int, widths: tuple[int, ...], *, deep_supervision: bool = False):
         super().__init__()
         self.levels = len(widths)
         for i, width in enumerate(widths):
@@ -63,7 +63,11 @@ class NestedUNet(nn.Module):
                     node[f"conv{n}"] = nn.Conv2d(channels, width, 3, padding=1, bias=False)
                     node[f"bn{n}"] = nn.BatchNorm2d(width)
                 self.add_module(f"conv{i}_{j}", nn.ModuleDict(node))
-        self.final = nn.Conv2d(widths[0], classes, 1)
+        self.heads = {self.levels - 1: "final"}  # by the j of x[0, j]
+        if deep_supervision:
+            self.heads = {j: f"final{j}" for j in range(1, self.levels)}
+        for name in self.heads.values():
+            self.add_module(name, nn.Conv2d(widths[0], classes, 1))
 
     def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, ...]:
         rows: list[list[torch.Tensor]] = []
@@ -74,7 +78,7 @@ class NestedUNet(nn.Module):
                     rows[i + 1][j - 1], scale_factor=2, mode="bilinear", align_corners=True
                 )
                 rows[i].append(self._node(i, j, torch.cat([*rows[i], up], 1)))
-        return (self.final(rows[0][-1]),)
+        return tuple(self.get_submodule(name)(rows[0][j]) for j, name in self.heads.items())
 
     def _node(self, i: int, j: int, x: torch.Tensor) -> torch.Tensor:
         node = self.get_submodule(f"conv{i}_{j}")

@@ -38,6 +38,7 @@ from segjax.commands.train import train
 from segjax.data import augment, pipeline
 from segjax.data.augment import Example
 from segjax.errors import SegjaxError
+from segjax.evaluation.evaluator import Measure
 from segjax.training import Observer, losses, optimizers, processes
 
 Loss = Literal[
@@ -93,7 +94,8 @@ class Recipe(abc.ABC):
     """What `source` is asked for: train, val and, where the data has one, test. Val chooses the
     best checkpoint; that one's scores on test are the ones to report."""
     published: ClassVar[tuple[Published, ...]] = ()
-    """Figures of the paper, no option: published = (Published(value=0.627, …),)."""
+    """Figures of the paper, no option: published = (Published(value=0.627, …),); or a property,
+    where they depend on the fields."""
 
     steps: int = 0
     """Training steps; 0 where epochs say it."""
@@ -248,6 +250,13 @@ class Recipe(abc.ABC):
         """A simpler method to show beside the network in its report, or by default none.
 
         A frozen dataclass, as of `segjax.evaluation.baselines`: picture (H, W, C) -> label (H, W).
+        """
+        return None
+
+    def measure(self) -> Measure | None:
+        """A challenge's own scores beside ours, or by default none: a frozen dataclass.
+
+        Such as `segjax.evaluation.isbi.ISBI2012`; they come from the probabilities.
         """
         return None
 

@@ -1,6 +1,7 @@
 """All tests run on eight CPU devices and leave the user's cache folder alone."""
 
 import gc
+import io
 import os
 
 import jax
@@ -76,3 +77,47 @@ def isbi(tmp_path):
         Image.fromarray(cells).save(tmp_path / f"isbi/images/{i}.png")
         Image.fromarray(cells).save(tmp_path / f"isbi/masks/{i}.png")
     return tmp_path / "isbi"
+
+
+@pytest.fixture
+def nuclei(tmp_path):
+    rng = np.random.default_rng(0)
+    home = tmp_path / "dsb2018"
+    for kind in ("images", "masks_instance", "masks"):
+        (home / kind).mkdir(parents=True)
+    for i in range(8):
+        Image.fromarray(rng.integers(0, 256, (40, 44, 4), np.uint8)).save(home / f"images/{i}.png")
+        numbers = rng.integers(0, 370, (40, 44)).astype(np.uint16)
+        for kind in ("masks_instance", "masks"):  # as they are named in two recipes
+            Image.fromarray(numbers).save(home / f"{kind}/{i}.png")
+    (home / "train.txt").write_text("0\n1\n2\n3\n4\n5\n")
+    (home / "val.txt").write_text("6\n7\n")
+    return home
+
+
+@pytest.fixture
+def voc(tmp_path, monkeypatch):
+    """As `prepare` leaves it."""
+    from segjax.data.voc import VocSegmentation
+
+    rng = np.random.default_rng(0)
+
+    def encoded(pixels, kind):
+        file = io.BytesIO()
+        Image.fromarray(pixels).save(file, kind)
+        return file.getvalue()
+
+    def examples(height):
+        for i in range(8):
+            picture = rng.integers(0, 256, (height, 44 - i), np.uint8)
+            mask = rng.choice([0, 1, 20, 255], picture.shape).astype(np.uint8)
+            picture = encoded(np.stack([picture] * 3, -1), "jpeg")
+            yield i, {"image": picture, "mask": encoded(mask, "png"), "id": f"2007_{i}"}
+
+    builder = VocSegmentation(config="2012_sbd", data_dir=tmp_path / "voc")
+    # Held-out pictures fit the second of the buckets, but not the canvas.
+    splits = {"trainaug": examples(40), "val": examples(46)}
+    splits |= {"sbd_train": examples(40), "seg11valid": examples(46)}
+    monkeypatch.setattr(builder, "_split_generators", lambda downloads: splits)
+    builder.download_and_prepare(file_format="array_record")
+    return tmp_path / "voc"

@@ -120,6 +120,7 @@ def home(tmp_path, monkeypatch, trained):
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.syspath_prepend(tmp_path / "experiments")
+    monkeypatch.syspath_prepend(tmp_path / "experiments/papers")
     return tmp_path
 
 

@@ -114,7 +114,9 @@ def allowed(module: str) -> set[str]:
         return EVERYWHERE | beneath | LEAVES[mine].get(module, set())
     if mine == "segjax.models" and module != "segjax.models.variants":
         backbones = set() if module in BACKBONES else BACKBONES
-        lowest = {f"segjax.models.{name}" for name in ("blocks", "geometry", "lanes", "layers", "module")}
+        lowest = {
+            f"segjax.models.{name}" for name in ("blocks", "geometry", "lanes", "layers", "module")
+        }
         return EVERYWHERE | (lowest | backbones) - {module}
     if mine == "segjax.data" and module != "segjax.data.voc":
         beneath -= {"segjax.download"}

@@ -1,5 +1,6 @@
 """The verb that scores a run on its held-out data."""
 
+import dataclasses
 import json
 import math
 import time
@@ -23,7 +24,7 @@ from segjax.data.audit import evenly
 from segjax.data.weight_map import components
 from segjax.errors import SegjaxError
 from segjax.evaluation import evaluator, metrics, report, visualise
-from segjax.evaluation.evaluator import Evaluation
+from segjax.evaluation.evaluator import Evaluation, Measure
 from segjax.inference import tiles
 from segjax.inference.predict import make_predict, make_tiled_predict
 from segjax.inference.views import compose, parse
@@ -110,7 +111,8 @@ def evaluate(
     else:
         predict = make_predict(trained.model, normalise=trained.normalise)
     on_mesh = partial(predict, jax.device_put(trained.variables, sharding.replicated(mesh)))
-    inspection = Inspection(source, evenly(len(source), SHEET_ROWS))
+    measure = stored.rebuild("measure") if stored.has("measure") else None
+    inspection = Inspection(source, evenly(len(source), SHEET_ROWS), measure)
     processes = jax.process_count()
     if tile:
         for canvas in canvases:
@@ -139,8 +141,10 @@ def evaluate(
         num_classes=len(source.classes),
         inspect=inspection,
         threads=stored.fields["workers"],
+        probabilities=measure is not None,
     )
     found = evaluator.joined(from_all_processes(share))
+    found = dataclasses.replace(found, measure=measure)
     if not found.confusion.any():
         raise SegjaxError(
             f"Every pixel of the {len(source)} pictures of {split} is 255 = ignore: there is "
@@ -192,8 +196,10 @@ class _Seen:
 class Inspection:
     """What the pass counts of each picture on the host, given what was noted when it was read."""
 
-    def __init__(self, source: pipeline.Source, kept: Iterable[int]) -> None:
-        self.seen = _Seen()
+    def __init__(
+        self, source: pipeline.Source, kept: Iterable[int], measure: Measure | None = None
+    ) -> None:
+        self.seen, self._measure = _Seen(), measure
         self._num_classes, self._kept = len(source.classes), frozenset(kept)
         self._noted: dict[int, dict[str, Any]] = {}
         self._done: list[float] = []
@@ -203,15 +209,21 @@ class Inspection:
         names = {"id", "label", "instances"} & example.keys()
         self._noted[record] = {name: example[name] for name in names}
 
-    def __call__(self, record: int, predicted: np.ndarray) -> dict[str, np.ndarray]:
+    def __call__(
+        self, record: int, predicted: np.ndarray, probabilities: np.ndarray | None = None
+    ) -> dict[str, np.ndarray]:
         example = self._noted.pop(record)
         truth = example["label"]
-        predicted = predicted[: truth.shape[0], : truth.shape[1]]
+        height, width = truth.shape
+        predicted = predicted[:height, :width]
         self.seen.ids[record] = example["id"]
         if record in self._kept:
             self.seen.labels[record] = predicted
         self._done.append(time.perf_counter())
-        return _inspected(example, predicted, self._num_classes)
+        found = _inspected(example, predicted, self._num_classes)
+        if self._measure and probabilities is not None:
+            found |= self._measure.count(truth, probabilities[:height, :width])
+        return found
 
     def rate(self, first: int) -> float:
         """Pictures per second after the first few, whose batch was compiled; NaN without more."""

@@ -117,9 +117,9 @@ def _train(
         if jax.process_index() == 0:
             print(told)
     parts = Parts(recipe, mesh)
-    baseline = recipe.baseline()
+    others = {"baseline": recipe.baseline(), "measure": recipe.measure()}
     # raises, before the data is read
-    describe([parts.model, recipe.normalise, baseline, *_held_out(sources).values()])
+    describe([parts.model, recipe.normalise, *others.values(), *_held_out(sources).values()])
     for source in sources.values():
         _check_classes(source, num_classes=parts.model.num_classes)
     if recipe.skip_broken:
@@ -146,7 +146,7 @@ def _train(
             "palette": held_out.palette,
         }
         | _held_out(sources)
-        | ({"baseline": baseline} if baseline else {})
+        | {name: other for name, other in others.items() if other}
         | ({"published": [*map(dataclasses.asdict, of)]} if (of := recipe.published) else {}),
         defaults=_defaults(recipe),
         data={split: listing(sources[split]) for split in ("train", "val")},

@@ -13,6 +13,7 @@ from segjax.evaluation import charts as charts
 from segjax.evaluation import comparison as comparison
 from segjax.evaluation import confusion as confusion
 from segjax.evaluation import evaluator as evaluator
+from segjax.evaluation import isbi as isbi
 from segjax.evaluation import markup as markup
 from segjax.evaluation import metrics as metrics
 from segjax.evaluation import objects as objects

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -20,12 +20,25 @@ from jax.sharding import NamedSharding
 
 from segjax.errors import SegjaxError
 from segjax.evaluation import bootstrap, boundary, calibration, metrics, objects
-from segjax.inference.predict import labels_of
+from segjax.inference.predict import labels_of, probabilities_of
 
 _STRIP = 2**22  # pixels at a time of logits that lie on the host, as tiles leave them
 
-# The number of a picture in its source, and the label (H, W) predicted -> counts by name.
-Inspect = Callable[[int, np.ndarray], Mapping[str, np.ndarray]]
+# The number of a picture in its source, the label (H, W) predicted and, if asked for, the
+# probabilities (H, W, N) -> counts by name.
+Inspect = Callable[..., Mapping[str, np.ndarray]]
+
+
+class Measure(Protocol):
+    """Scores of a challenge beside the usual ones, such as `segjax.evaluation.isbi.ISBI2012`."""
+
+    def count(self, truth: np.ndarray, probabilities: np.ndarray) -> Mapping[str, np.ndarray]:
+        """What adds up over pictures, by name; of truth (H, W) and probabilities (H, W, N)."""
+        ...
+
+    def scores(self, sums: Mapping[str, np.ndarray]) -> Mapping[str, np.ndarray]:
+        """The scores (…) by name, of the sums (…, …) of what was counted."""
+        ...
 
 
 @dataclass(frozen=True, eq=False)
@@ -37,21 +50,24 @@ class Evaluation:
         confusion: (N, N) int64, all pictures together.
         rows: by name, an array (P, …) of what was counted of each picture: "counts" (3, N) as of
             `metrics.class_counts`; "calibration" (3, K); "loss", where it was asked for; "boundary"
-            (3, N), "trimap" (W, 3, N) and "objects" (T + 2), where they were.
+            (3, N), "trimap" (W, 3, N) and "objects" (T + 2), where they were; and what the measure
+            counts.
+        measure: whose scores follow too.
     """
 
     records: np.ndarray
     confusion: np.ndarray
     rows: Mapping[str, np.ndarray]
+    measure: Measure | None = None
 
     def scores(self) -> dict[str, float]:
         """The scores of the data set by name, mIoU first; NaN where nothing is in the divisor."""
         sums = {name: values.sum(0) for name, values in self._sums().items()}
-        return {name: float(score) for name, score in _scores(sums).items()}
+        return {name: float(score) for name, score in self._scores(sums).items()}
 
     def intervals(self, **options: Any) -> dict[str, tuple[float, float]]:
         """95 % intervals of the same scores, as of `bootstrap.intervals`, which has the options."""
-        return bootstrap.intervals(self._sums(), _scores, **options)
+        return bootstrap.intervals(self._sums(), self._scores, **options)
 
     def per_class(self) -> dict[str, np.ndarray]:
         """The scores of each class by name, (N,) each."""
@@ -122,6 +138,10 @@ class Evaluation:
             rows["dsb"] = _with_number(objects.dsb_of(rows["objects"]))
         return rows
 
+    def _scores(self, sums: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """All scores of a data set, given the sums (…) of what was counted of its pictures."""
+        return _scores(sums) | dict(self.measure.scores(sums) if self.measure else {})
+
 
 def evaluate(
     predict: Callable[[Any], Any],
@@ -132,6 +152,7 @@ def evaluate(
     summed_loss: Callable[[Any, Any], Any] | None = None,
     inspect: Inspect | None = None,
     threads: int = 2,
+    probabilities: bool = False,
 ) -> Evaluation:
     """Count all of a data set, or of this process's share of it, in one pass.
 
@@ -149,6 +170,7 @@ def evaluate(
         inspect: given the number of a picture and its label as predicted, uint8 (H, W) of the
             batch's size, counts more of it; `contours_and_objects` does.
         threads: in which that is done, while the device computes the next batch.
+        probabilities: whether it is given them too, float32 (H, W, N).
 
     Raises:
         SegjaxError: the network has another number of classes, or a label is outside of them.
@@ -161,17 +183,19 @@ def evaluate(
         for batch in batches:
             logits = predict(batch["image"])
             metrics.check_classes(logits.shape[-1], num_classes)
-            yield batch, _by_strips(count, logits, batch["label"])
+            counted = _by_strips(count, logits, batch["label"])
+            yield batch, counted | ({"shares": probabilities_of(logits)} if probabilities else {})
 
     def on_host(pool: Executor) -> Iterator[tuple[np.ndarray, dict[str, Any], list[Future[Any]]]]:
         for batch, counted in metrics.one_late(counted_batches()):
             metrics.check_inside(int(counted.pop("outside")), num_classes, labels=batch["label"])
-            record, labels = _own(batch["record"]), counted.pop("predicted")
+            record = _own(batch["record"])
+            seen = [_own(counted.pop(name)) for name in ("predicted", "shares") if name in counted]
             here = {name: _own(values)[record >= 0] for name, values in counted.items()}
             more = []
             if inspect:
-                each = zip(record, _own(labels), strict=True)
-                more = [pool.submit(inspect, int(i), label) for i, label in each if i >= 0]
+                each = zip(record, *seen, strict=True)
+                more = [pool.submit(inspect, int(i), *of) for i, *of in each if i >= 0]
             yield record[record >= 0], here, more
 
     with ThreadPoolExecutor(threads) as pool:
@@ -263,7 +287,7 @@ def contours_and_objects(
 
 
 def _scores(sums: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """All scores of a data set, given the sums (…) of what was counted of its pictures."""
+    """The usual scores, given the sums (…) of what was counted of the pictures."""
     found = metrics.summary_of(sums["counts"])
     found["dice_per_picture"] = _per_picture(sums["dice"])
     if "boundary" in sums:

@@ -355,7 +355,10 @@ def _between(low: float, high: float) -> str:
 
 
 def _told(value: float) -> str:
-    return "–" if math.isnan(value) else f"{value:.4f}"
+    """As of `results.told`."""
+    if math.isnan(value):
+        return "–"
+    return f"{value:.3g}" if 0 < abs(value) < 1e-3 else f"{value:.4f}"
 
 
 def _markdown_table(heading: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

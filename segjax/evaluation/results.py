@@ -32,16 +32,18 @@ _OTHER_PARTS = frozenset(
         "others",
     }
 )
-_LESS_IS_BETTER = ("loss", "ece", "mce")  # what such a score's name ends in
+_LESS_IS_BETTER = ("loss", "ece", "mce", "error")  # what such a score's name ends in
 # Fields that may differ between seeds of one recipe: they are of the machine or its disk.
 _ELSEWHERE = frozenset({"seed", "data", "workers", "cache", "log_every"})
 _SPECIAL = {
     "dsb2018": "DSB 2018",
+    "isbi": "ISBI",
     "iou": "IoU",
     "dice": "Dice",
     "ece": "ECE",
     "mce": "MCE",
     "pq": "PQ",
+    "rand": "Rand",
     "f1": "F1",
     "ap": "AP",
 }
@@ -175,8 +177,10 @@ def words(name: str) -> str:
 
 
 def told(value: float | None) -> str:
-    """A score with four decimals; "–" where it has no value."""
-    return "–" if value is None or math.isnan(value) else f"{value:.4f}"
+    """A score with four decimals, or three digits if that is more; "–" where it has no value."""
+    if value is None or math.isnan(value):
+        return "–"
+    return f"{value:.3g}" if 0 < abs(value) < 1e-3 else f"{value:.4f}"
 
 
 def pictures_told(result: Result) -> str:
@@ -233,7 +237,7 @@ def mean_and_deviation(values: Sequence[float | None]) -> tuple[float, float] | 
 def pooled(results: Sequence[Result], group: Sequence[int], score: str) -> str:
     """A score of seeds as mean ± deviation."""
     of_all = mean_and_deviation([results[i].overall.get(score) for i in group])
-    return f"{of_all[0]:.4f} ± {of_all[1]:.4f}" if of_all else "–"
+    return " ± ".join(map(told, of_all)) if of_all else "–"
 
 
 def differing(results: Sequence[Result]) -> dict[str, list[Any]]:

@@ -407,7 +407,8 @@ def bilinear_lines(inputs: int, outputs: int, *, align_corners: bool) -> jax.Arr
         place, unit = (2 * o + 1) * inputs - outputs, 2 * outputs
     place = jnp.clip(place, 0, (inputs - 1) * unit)  # in units of an input's width
     weights = jnp.maximum(0, unit - abs(place - unit * jnp.arange(inputs)))
-    return weights.astype(jnp.float32) / jnp.float32(unit)
+    kind = jnp.result_type(float)  # float32, or float64 where JAX is told to
+    return weights.astype(kind) / jnp.asarray(unit, kind)
 
 
 def _nearest(inputs: int, outputs: int) -> Any:

@@ -1,7 +1,6 @@
 """Recipes by their commands: each trains, evaluates, predicts, goes on, and repeats to the bit."""
 
 import contextlib
-import io
 import json
 import os
 import signal
@@ -12,13 +11,12 @@ import jax
 import numpy as np
 import pytest
 from PIL import Image
-from recipes import EXPERIMENTS, SCRIPTS, recipe_of, run, small, state_of
+from recipes import EXPERIMENTS, SCRIPTS, narrow_vgg16, recipe_of, run, small, state_of
 
 from segjax.commands.run import Run
 from segjax.commands.step import make_prepare
 from segjax.commands.trained import load
 from segjax.data.pictures import read_picture
-from segjax.data.voc import VocSegmentation
 from segjax.evaluation import visualise
 from segjax.evaluation.report import read_metrics
 from segjax.models import Output
@@ -35,47 +33,6 @@ FOLDERS = {
 }
 # What is not the recipe's but its network's is tried with these.
 ONE_OF_EACH_NETWORK = ("unet_isbi", "unetplusplus_dsb2018", "fcn8s_voc", "setr_pup_camvid")
-
-
-@pytest.fixture
-def nuclei(tmp_path):
-    rng = np.random.default_rng(0)
-    home = tmp_path / "dsb2018"
-    for kind in ("images", "masks_instance", "masks"):
-        (home / kind).mkdir(parents=True)
-    for i in range(8):
-        Image.fromarray(rng.integers(0, 256, (40, 44, 4), np.uint8)).save(home / f"images/{i}.png")
-        numbers = rng.integers(0, 370, (40, 44)).astype(np.uint16)
-        for kind in ("masks_instance", "masks"):  # as they are named in two recipes
-            Image.fromarray(numbers).save(home / f"{kind}/{i}.png")
-    (home / "train.txt").write_text("0\n1\n2\n3\n4\n5\n")
-    (home / "val.txt").write_text("6\n7\n")
-    return home
-
-
-@pytest.fixture
-def voc(tmp_path, monkeypatch):
-    """As `prepare` leaves it."""
-    rng = np.random.default_rng(0)
-
-    def encoded(pixels, kind):
-        file = io.BytesIO()
-        Image.fromarray(pixels).save(file, kind)
-        return file.getvalue()
-
-    def examples(height):
-        for i in range(8):
-            picture = rng.integers(0, 256, (height, 44 - i), np.uint8)
-            mask = rng.choice([0, 1, 20, 255], picture.shape).astype(np.uint8)
-            picture = encoded(np.stack([picture] * 3, -1), "jpeg")
-            yield i, {"image": picture, "mask": encoded(mask, "png"), "id": f"2007_{i}"}
-
-    builder = VocSegmentation(config="2012_sbd", data_dir=tmp_path / "voc")
-    # Held-out pictures fit the second of the buckets, but not the canvas.
-    splits = {"trainaug": examples(40), "val": examples(46)}
-    monkeypatch.setattr(builder, "_split_generators", lambda downloads: splits)
-    builder.download_and_prepare(file_format="array_record")
-    return tmp_path / "voc"
 
 
 def scores_of(home):
@@ -220,19 +177,6 @@ def test_a_stage_starts_from_the_run_before_it(folder, tmp_path, capsys):
         others = {name: layer for name, layer in params.items() if name != score}
         jax.tree.map(np.testing.assert_array_equal, others, before)
         before = params
-
-
-def narrow_vgg16():
-    """Tensors as torchvision's, of the widths of SMALL."""
-    rng = np.random.default_rng(0)
-    layers = (0, 2, 5, 7, 10, 12, 14, 17, 19, 21, 24, 26, 28)
-    widths = (3,) + (4,) * 7 + (8,) * 6
-    shapes = {
-        f"features.{n}": (width, channels, 3, 3)
-        for n, width, channels in zip(layers, widths[1:], widths[:-1], strict=True)
-    } | {"classifier.0": (8, 8 * 49), "classifier.3": (8, 8), "classifier.6": (1000, 8)}
-    tensors = {f"{name}.weight": rng.normal(size=shape) for name, shape in shapes.items()}
-    return tensors | {f"{name}.bias": rng.normal(size=shape[0]) for name, shape in shapes.items()}
 
 
 def test_fcn_starts_from_torchvisions_vgg16(folder, tmp_path, capsys):

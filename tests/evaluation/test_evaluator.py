@@ -1,5 +1,6 @@
 """The one pass: the same for any batches and devices, and equal to slow counts."""
 
+import dataclasses
 import itertools
 from functools import partial
 from threading import Event
@@ -82,6 +83,35 @@ def test_the_same_for_any_batch_size_order_and_devices(order, rows, devices):
     got = passed(order, devices * rows, mesh, **EVERYTHING)
     assert_same(got, passed(**EVERYTHING))
     assert got.scores() == pytest.approx(passed(**EVERYTHING).scores(), rel=1e-12)
+
+
+class Surest:
+    """Counts the probability of the predicted class: a measure, for the sums of rows."""
+
+    def count(self, truth, probabilities):
+        return {"surest": np.array([probabilities.max(-1).sum(), truth.size])}
+
+    def scores(self, sums):
+        return {"surest": sums["surest"][..., 0] / sums["surest"][..., 1]}
+
+
+@pytest.mark.parametrize("devices", DEVICES[:2])
+def test_a_measure_counts_probabilities_and_adds_its_scores(devices):
+    mesh = sharding.make_mesh(jax.devices()[:devices])
+
+    def counted(record, predicted, probabilities):
+        np.testing.assert_array_equal(probabilities.argmax(-1), predicted)
+        return inspect(record, predicted) | Surest().count(LABELS[record], probabilities)
+
+    found = passed([3, 0, 6, 1, 5], 2, mesh, inspect=counted, probabilities=True)
+    assert "surest" not in found.scores()  # counted, but of no measure known
+    found = dataclasses.replace(evaluator.joined([found]), measure=Surest())
+    exp = np.exp(IMAGES[[0, 1, 3, 5, 6]] / 30)
+    want = (exp / exp.sum(-1, keepdims=True)).max(-1)
+    np.testing.assert_allclose(found.rows["surest"][:, 0], want.sum((1, 2)), rtol=1e-5)
+    assert found.scores()["surest"] == pytest.approx(want.mean(), rel=1e-5)
+    low, high = found.intervals(resamples=200)["surest"]
+    assert low < found.scores()["surest"] < high
 
 
 def test_every_picture_is_counted_as_by_a_slow_loop():

@@ -5,7 +5,7 @@ import pytest
 from evaluated import HOSTILE, result_made, scores_made
 
 from segjax.errors import SegjaxError
-from segjax.evaluation import results
+from segjax.evaluation import report, results
 
 FIGURE = {"value": 0.627, "metric": "mean_iou", "split": "val", "source": "Long et al., Table 2"}
 
@@ -166,3 +166,10 @@ def test_damaged_scores_are_told(part, value):
 def test_scores_without_classes_are_told(scores):
     with pytest.raises(SegjaxError, match="there: names no classes"):
         results.check(scores, "there")
+
+
+@pytest.mark.parametrize(
+    "value, text", [(0.0611, "0.0611"), (0.001, "0.0010"), (0.000353, "0.000353"), (0, "0.0000")]
+)
+def test_small_scores_keep_three_digits(value, text):
+    assert results.told(value) == report._told(value) == text
