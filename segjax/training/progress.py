@@ -13,11 +13,10 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from ctypes import c_float
 from datetime import timedelta
 from pathlib import Path
 from types import TracebackType
-from typing import NamedTuple, Self, TextIO
+from typing import Any, NamedTuple, Self, TextIO
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn
@@ -214,7 +213,7 @@ class RunLog:
 
     def _to_tensorboard(self, group: str, number: int, values: Mapping[str, float]) -> None:
         for name, value in values.items():
-            if math.isfinite(value):  # before the second step there is no rate
+            if math.isfinite(value):  # of others tensorboardX warns: before the second step no rate
                 self._events.add(f"{group}/{name}", float(value), number)
 
     def _show(self, number: int, learning_rate: float, now: float, last: bool) -> None:
@@ -258,11 +257,10 @@ class RunLog:
 
 
 class _Events:
-    """A file of scalars for TensorBoard, each written at once: its TFRecords and `event.proto`.
+    """A file of scalars for TensorBoard, each written at once.
 
-    By hand, for tensorboardX imports PyTorch wherever that is installed, which takes a second; and
-    its writer is a thread, which a full disk or a clock that jumps ends without a word, so that the
-    training waits for it for ever.
+    tensorboardX's own writer is a thread, which a full disk or a clock that jumps ends without a
+    word; the training then waits for it for ever.
 
     Args:
         folder: made where it is missing.
@@ -270,51 +268,35 @@ class _Events:
     """
 
     def __init__(self, folder: Path, *, first: int) -> None:
+        from tensorboardX.proto import event_pb2, summary_pb2
+        from tensorboardX.record_writer import masked_crc32c
+
+        self._proto, self._crc = event_pb2, masked_crc32c
+        self._summary = summary_pb2.Summary
         folder.mkdir(parents=True, exist_ok=True)
         name = f"events.out.tfevents.{int(time.time()):010d}.{socket.gethostname()}.{os.getpid()}"
         self._file = (folder / name).open("ab", buffering=0)
-        self._write(_held(3, b"brain.Event:2"))  # file_version
-        self._write(_number(2, first) + _held(7, _number(1, 1)))  # step, session_log: START
+        start = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
+        self._write(file_version="brain.Event:2")
+        self._write(step=first, session_log=start)
 
     def add(self, name: str, value: float, step: int) -> None:
         """Write a scalar."""
-        # simple_value; ctypes makes infinity of what float32 cannot hold, where struct raises.
-        scalar = _held(1, name.encode()) + b"\x15" + bytes(c_float(value))
-        self._write(_number(2, step) + _held(5, _held(1, scalar)))  # step, summary
+        scalar = self._summary.Value(tag=name, simple_value=value)
+        self._write(step=step, summary=self._summary(value=[scalar]))
 
     def close(self) -> None:
         """No more will come."""
         self._file.close()
 
-    def _write(self, fields: bytes) -> None:
-        event = struct.pack("<Bd", 1 << 3 | 1, time.time()) + fields
-        length = struct.pack("<Q", len(event))
-        self._file.write(length + _checksum(length) + event + _checksum(event))
+    def _write(self, **event: Any) -> None:
+        data = self._proto.Event(wall_time=time.time(), **event).SerializeToString()
+        length = struct.pack("<Q", len(data))
+        parts = (length, self._checksum(length), data, self._checksum(data))
+        self._file.write(b"".join(parts))
 
-
-def _varint(value: int) -> bytes:
-    """As protocol buffers write a whole number: seven bits a byte, the lowest first."""
-    return bytes([value]) if value < 128 else bytes([value & 127 | 128]) + _varint(value >> 7)
-
-
-def _number(field: int, value: int) -> bytes:
-    return _varint(field << 3) + _varint(value)
-
-
-def _held(field: int, content: bytes) -> bytes:
-    """A field that holds text or a message."""
-    return _varint(field << 3 | 2) + _varint(len(content)) + content
-
-
-def _checksum(data: bytes) -> bytes:
-    """CRC-32C (RFC 3720, of the reversed polynomial), masked as TensorFlow's TFRecords have it."""
-    crc = 0xFFFFFFFF
-    for byte in data:
-        crc ^= byte
-        for _ in range(8):
-            crc = crc >> 1 ^ (0x82F63B78 if crc & 1 else 0)
-    crc ^= 0xFFFFFFFF
-    return struct.pack("<I", ((crc >> 15 | crc << 17) + 0xA282EAD8) & 0xFFFFFFFF)
+    def _checksum(self, data: bytes) -> bytes:
+        return struct.pack("<I", self._crc(data))
 
 
 def _share_waited(timings: Sequence[_Timing]) -> float:
