@@ -142,7 +142,10 @@ def test_imports_keep_to_the_design(module):
     [
         ("segjax", {"jax", "numpy"}),
         ("segjax.models", {"tensorflow", "torch", "matplotlib", "orbax", "optax", "grain", "PIL"}),
-        ("segjax.recipe", {"tensorflow", "torch", "matplotlib", "scipy.ndimage", "grain"}),
+        (
+            "segjax.recipe",
+            {"tensorflow", "torch", "matplotlib", "tensorboardX", "scipy.ndimage", "grain"},
+        ),
     ],
 )
 def test_importing_is_lean(module, heavy):

@@ -15,7 +15,6 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import ndimage
 
 THRESHOLDS = tuple(i / 10 for i in range(10))
 _EIGHT = np.ones((3, 3), int)  # neighbours, corners included; ndimage's own are four
@@ -49,13 +48,13 @@ class ISBI2012:
             wrong pixels, all; "isbi_thinned" (T, 2): F and 1. All float64.
         """
         cells, shares = truth == self.cell, probabilities[..., self.cell]
-        regions = ndimage.label(cells)[0]
+        regions = _label(cells)[0]
         rows: dict[str, list[Any]] = {
             f"isbi_{name}": [] for name in ("pixels", "pairs", "warping", "thinned")
         }
         for threshold in THRESHOLDS:
             predicted = shares > threshold
-            found = ndimage.label(predicted)[0]
+            found = _label(predicted)[0]
             hits = np.count_nonzero(cells & predicted)
             rows["isbi_pixels"].append((hits, predicted.sum(), cells.sum()))
             rows["isbi_pairs"].append(count_pairs(regions, found))
@@ -110,6 +109,8 @@ def thinned(regions: np.ndarray) -> np.ndarray:
     """
     if not regions.any():
         return regions
+    from scipy import ndimage  # takes a moment to import
+
     nearest = ndimage.distance_transform_edt(
         regions == 0, return_distances=False, return_indices=True
     )
@@ -131,8 +132,10 @@ def count_warping(cells: np.ndarray, shares: np.ndarray, threshold: float) -> in
     Source: Jain et al. 2010, Boundary learning by optimization with topological constraints; the
     organisers' WarpingError, `getMinimumSplitsAndMergersErrorValue`, by type of mistake.
     """
+    from scipy import ndimage  # takes a moment to import
+
     warped = _warped(cells, shares, threshold)
-    numbers = ndimage.label(warped)[0]
+    numbers = _label(warped)[0]
     boxes = ndimage.find_objects(numbers)
     wrong = 0
     for y, x in np.argwhere(warped != (shares > threshold)).tolist():
@@ -143,6 +146,14 @@ def count_warping(cells: np.ndarray, shares: np.ndarray, threshold: float) -> in
         else:
             wrong += len(regions) > 2
     return wrong
+
+
+def _label(pixels: np.ndarray, neighbours: NDArray[np.int_] | None = None) -> tuple[Any, int]:
+    """Numbers of the connected regions, and how many; by four neighbours, if no others are said."""
+    from scipy import ndimage  # takes a moment to import
+
+    numbers, regions = ndimage.label(pixels, neighbours)
+    return numbers, regions
 
 
 def _warped(cells: np.ndarray, shares: np.ndarray, threshold: float) -> NDArray[np.bool_]:
@@ -188,8 +199,8 @@ def _simple() -> tuple[bool, ...]:
     for code in range(256):
         ring = np.array([code >> i & 1 for i in range(8)])
         patch = np.insert(ring, 4, 0).reshape(3, 3)
-        cell = ndimage.label(patch)[0]
-        membrane = ndimage.label(np.insert(1 - ring, 4, 0).reshape(3, 3), _EIGHT)[1]
+        cell = _label(patch)[0]
+        membrane = _label(np.insert(1 - ring, 4, 0).reshape(3, 3), _EIGHT)[1]
         beside = {*cell[[0, 1, 1, 2], [1, 0, 2, 1]].tolist()} - {0}
         found.append(len(beside) == membrane == 1)
     return tuple(found)
@@ -207,7 +218,7 @@ def _parts(numbers: np.ndarray, box: tuple[slice, slice], number: int, y: int, x
     region = np.pad(numbers[box] == number, 1)
     y, x = y - box[0].start + 1, x - box[1].start + 1
     region[y, x] = False
-    pieces = ndimage.label(region)[0][y - 1 : y + 2, x - 1 : x + 2]
+    pieces = _label(region)[0][y - 1 : y + 2, x - 1 : x + 2]
     return len(_beside(pieces, 1, 1) - {0}) > 1
 
 
