@@ -23,6 +23,7 @@ import socket
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -39,7 +40,7 @@ from segjax.data.shapes import CLASSES, Shapes
 from segjax.models import UNet
 from segjax.recipe import Recipe, main
 from segjax.training import optimizers
-from segjax.training.train import State, make_state
+from segjax.training.train import State, initial_state
 
 SIGNALS = ("SIGKILL", "SIGKILL", "SIGTERM", "SIGINT", "SIGUSR1", "SIGHUP")
 DEVICES = 2  # of one process
@@ -94,11 +95,16 @@ def in_float64() -> None:
     jax.config.update("jax_platforms", "cpu")
     jax.config.update("jax_enable_x64", True)
 
-    def make(*args: Any, **options: Any) -> State:
-        state = make_state(*args, **options)
-        return jax.tree.map(lambda x: x.astype("float64") if x.dtype == "float32" else x, state)
+    def initial(*args: Any, **options: Any) -> Callable[[jax.Array], State]:
+        init = initial_state(*args, **options)
 
-    step_module.make_state = make
+        def wide(key: jax.Array) -> State:
+            first = init(key)
+            return jax.tree.map(lambda x: x.astype("float64") if x.dtype == "float32" else x, first)
+
+        return wide
+
+    step_module.initial_state = initial
 
 
 class Killed:

@@ -38,16 +38,14 @@ class DoubleConv(Module):
     @nn.compact
     def __call__(self, *maps: jax.Array) -> jax.Array:
         """Maps (B, H, W, C), one behind the other -> (B, H + 4 (pad - 1), …, widths[1])."""
-        first, second = self.widths
-        return self._convolved(1, second, self._convolved(0, first, *maps))
-
-    def _convolved(self, i: int, features: int, *maps: jax.Array) -> jax.Array:
-        normed = self.norm == "batch"
-        x = Conv(features, self.pad, not normed, dtype=self.dtype, name=f"conv_{i}")(*maps)
-        if normed:
-            x = BatchNorm(self.train, dtype=self.dtype, name=f"norm_{i}")(x)
-        x = lanes.elementwise(nn.relu, x)
-        return nn.Dropout(self.dropout, deterministic=not self.train)(x)
+        for i, features in enumerate(self.widths):
+            normed = self.norm == "batch"
+            x = Conv(features, self.pad, not normed, dtype=self.dtype, name=f"conv_{i}")(*maps)
+            if normed:
+                x = BatchNorm(self.train, dtype=self.dtype, name=f"norm_{i}")(x)
+            x = lanes.elementwise(nn.relu, x)
+            maps = (nn.Dropout(self.dropout, deterministic=not self.train)(x),)
+        return maps[0]
 
 
 class Conv(nn.Module):
@@ -119,17 +117,17 @@ class Logits(nn.Module):
     that the loss reads or writes them.
 
     Fields:
-        num_classes: N.
+        classes: N.
     """
 
-    num_classes: int
+    classes: int
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         """(B, H, W, C) -> (B, H, W, N), float32 or finer."""
         b, h, w, c = x.shape
-        kernel = self.param("kernel", he_normal, (1, 1, c, self.num_classes))
-        bias = self.param("bias", nn.initializers.zeros, (self.num_classes,))
+        kernel = self.param("kernel", he_normal, (1, 1, c, self.classes))
+        bias = self.param("bias", nn.initializers.zeros, (self.classes,))
         dtype = jnp.promote_types(x.dtype, kernel.dtype)
 
         def plain(x: jax.Array, kernel: jax.Array) -> jax.Array:
@@ -139,7 +137,7 @@ class Logits(nn.Module):
             pixels = lanes.sharing(h, c)
             each = lanes.of_each(kernel[0, 0].astype(dtype), pixels)
             y = jnp.einsum("bhwc,cn->bnhw", lanes.pack(x, pixels).astype(dtype), each)
-            y = y.reshape(b, pixels, self.num_classes, h // pixels, w)
+            y = y.reshape(b, pixels, self.classes, h // pixels, w)
             return y.transpose(0, 3, 1, 4, 2).reshape(b, h, w, -1)
 
         if not isinstance(h, int):  # which an export leaves open

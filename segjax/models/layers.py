@@ -174,38 +174,39 @@ class UpConv(nn.Module):
         bias = self.param("bias", nn.initializers.zeros, (self.features,))
         x, kernel, bias = nn.dtypes.promote_dtype(x, kernel, bias, dtype=self.dtype)
         if any(not isinstance(size, int) for size in x.shape[1:3]):  # which an export leaves open
-            return self._as_product(x, kernel, bias)
+            return _up_by_product(x, kernel, bias)
         return jax.lax.platform_dependent(
-            x, kernel, bias, tpu=self._dilated, default=self._as_product
+            x, kernel, bias, tpu=_up_by_dilation, default=_up_by_product
         )
 
-    def _as_product(self, x: jax.Array, kernel: jax.Array, bias: jax.Array) -> jax.Array:
-        """By one matrix product: the kernel's gradient is one too, which CPUs are fast at."""
-        n = self.side // 2
-        b, height, width, c = x.shape
-        h, w = height + n - 1, width + n - 1
-        # A window of n×n input pixels gives 2×2 output pixels; the kernel is split by parity.
-        x = jnp.pad(x, ((0, 0), (n - 1, n - 1), (n - 1, n - 1), (0, 0)))
-        x = jnp.concatenate([x[:, i : i + h, j : j + w] for i in range(n) for j in range(n)], -1)
-        kernel = kernel.reshape(n, 2, n, 2, c, -1)[::-1, :, ::-1].transpose(0, 2, 4, 1, 3, 5)
-        y = x @ kernel.reshape(n * n * c, -1) + jnp.tile(bias, 4)
-        y = y.reshape(b, h, w, 2, 2, self.features).swapaxes(2, 3)
-        return crop(y.reshape(b, 2 * h, 2 * w, self.features), 2 * height, 2 * width)
 
-    def _dilated(self, x: jax.Array, kernel: jax.Array, bias: jax.Array) -> jax.Array:
-        """By a convolution of the dilated map: on a TPU the product's 2×2 pixels are copied."""
-        _, height, width, c = x.shape
-        pixels = lanes.sharing(height, c)
-        if self.side != 2 or lanes.sharing(2 * height, self.features) != 2 * pixels:
-            pad = self.side // 2 - 1
-            return bias + deconv(x, kernel, 2 * height, 2 * width, stride=2, offset=pad)
-        # (2 rows, 2 columns, C, F) -> (2 columns, C, 2 rows · F): the two rows of the result that a
-        # pixel gives share the lanes.
-        kernel = lanes.of_each(kernel.transpose(1, 2, 0, 3).reshape(2, c, -1), pixels)
-        y = lanes.convolve(
-            lanes.pack(x, pixels), kernel[None, ::-1], padding=((0, 0), (1, 1)), dilation=(1, 2)
-        )
-        return lanes.unpack(y + jnp.tile(bias, 2 * pixels), 2 * pixels)
+def _up_by_product(x: jax.Array, kernel: jax.Array, bias: jax.Array) -> jax.Array:
+    """`UpConv` as one matrix product: so is its kernel's gradient, which CPUs are fast at."""
+    n, (b, height, width, c) = kernel.shape[0] // 2, x.shape
+    h, w = height + n - 1, width + n - 1
+    # A window of n×n input pixels gives 2×2 output pixels; the kernel is split by parity.
+    x = jnp.pad(x, ((0, 0), (n - 1, n - 1), (n - 1, n - 1), (0, 0)))
+    x = jnp.concatenate([x[:, i : i + h, j : j + w] for i in range(n) for j in range(n)], -1)
+    kernel = kernel.reshape(n, 2, n, 2, c, -1)[::-1, :, ::-1].transpose(0, 2, 4, 1, 3, 5)
+    y = x @ kernel.reshape(n * n * c, -1) + jnp.tile(bias, 4)
+    y = y.reshape(b, h, w, 2, 2, bias.size).swapaxes(2, 3)
+    return crop(y.reshape(b, 2 * h, 2 * w, bias.size), 2 * height, 2 * width)
+
+
+def _up_by_dilation(x: jax.Array, kernel: jax.Array, bias: jax.Array) -> jax.Array:
+    """`UpConv` as a convolution of the dilated map: a TPU would copy the product's 2×2 pixels."""
+    _, height, width, c = x.shape
+    side, pixels = kernel.shape[0], lanes.sharing(height, c)
+    if side != 2 or lanes.sharing(2 * height, bias.size) != 2 * pixels:
+        pad = side // 2 - 1
+        return bias + deconv(x, kernel, 2 * height, 2 * width, stride=2, offset=pad)
+    # (2 rows, 2 columns, C, F) -> (2 columns, C, 2 rows · F): the two rows of the result that a
+    # pixel gives share the lanes.
+    kernel = lanes.of_each(kernel.transpose(1, 2, 0, 3).reshape(2, c, -1), pixels)
+    y = lanes.convolve(
+        lanes.pack(x, pixels), kernel[None, ::-1], padding=((0, 0), (1, 1)), dilation=(1, 2)
+    )
+    return lanes.unpack(y + jnp.tile(bias, 2 * pixels), 2 * pixels)
 
 
 Up = Literal["upconv", "transposed", "bilinear", "bilinear_corners", "nearest"]
@@ -289,7 +290,7 @@ def bilinear_deconv(
     """Fixed bilinear transposed convolution, cropped from `offset`; or a resize in its place.
 
     The kernel is separable, so it is two small matrix products instead of a convolution of
-    side 2·stride with zeros between the inputs. On a TPU the classes come first, as in `Logits`.
+    side 2·stride with zeros between the inputs. On a TPU the classes come first.
 
     Args:
         x: (B, H, W, N), computed in float32.
@@ -304,16 +305,13 @@ def bilinear_deconv(
     """
     matrix = partial(bilinear_matrix, stride=stride, offset=offset, kernel=kernel, method=method)
     rows, columns = matrix(x.shape[1], height), matrix(x.shape[2], width)
-    product = partial(jnp.einsum, precision="highest")
 
     def plain(x: jax.Array) -> jax.Array:
+        product = partial(jnp.einsum, precision="highest")
         return product("pw,bown->bopn", columns, product("oh,bhwn->bown", rows, x))
 
-    def classes_first(x: jax.Array) -> jax.Array:
-        y = product("pw,bnow->bnop", columns, product("oh,bhwn->bnow", rows, x))
-        return jnp.moveaxis(y, 1, -1)
-
-    return jax.lax.platform_dependent(at_least_float32(x), tpu=classes_first, default=plain)
+    narrow = partial(_channels_first, rows, columns)
+    return jax.lax.platform_dependent(at_least_float32(x), tpu=narrow, default=plain)
 
 
 def bilinear_kernel(side: int, channels: int) -> jax.Array:
@@ -454,14 +452,30 @@ def resize(
         matrix = partial(
             resize_matrix, method=method, align_corners=align_corners, antialias=antialias
         )
-    rows, columns = matrix(h, height), matrix(w, width)
-    # Batched products, matrices repeated: an einsum or a broadcasting matmul would transpose the
-    # large map around its products (twice the time on a CPU).
-    product = partial(jnp.matmul, precision="highest")
-    y = at_least_float32(x).reshape(b * h, w, c)
-    y = product(jnp.broadcast_to(columns, (b * h, width, w)), y).reshape(b, h, width * c)
-    y = product(jnp.broadcast_to(rows, (b, height, h)), y)
-    return y.reshape(b, height, width, c).astype(x.dtype)
+    rows: Any = matrix(h, height)
+    columns: Any = matrix(w, width)
+
+    def plain(x: jax.Array) -> jax.Array:
+        # Batched products, matrices repeated: an einsum or a broadcasting matmul would transpose
+        # the large map around its products (twice the time on a CPU).
+        product = partial(jnp.matmul, precision="highest")
+        y = x.reshape(b * h, w, c)
+        y = product(jnp.broadcast_to(columns, (b * h, width, w)), y).reshape(b, h, width * c)
+        y = product(jnp.broadcast_to(rows, (b, height, h)), y)
+        return y.reshape(b, height, width, c)
+
+    wide = at_least_float32(x)
+    if c % lanes.LANES == 0 or not isinstance(h, int):
+        return plain(wide).astype(x.dtype)
+    narrow = partial(_channels_first, rows, columns)
+    return jax.lax.platform_dependent(wide, tpu=narrow, default=plain).astype(x.dtype)
+
+
+def _channels_first(rows: jax.Array, columns: jax.Array, x: jax.Array) -> jax.Array:
+    """rows · x · columnsᵀ of few channels, (B, h, w, C), on a TPU: see `blocks.Logits`."""
+    product = partial(jnp.einsum, precision="highest")
+    y = product("pw,bcow->bcop", columns, product("oh,bhwc->bcow", rows, x))
+    return jnp.moveaxis(y, 1, -1)
 
 
 def dense_to_conv(

@@ -9,7 +9,7 @@ import pytest
 
 from segjax.models import UNetPlusPlus, lanes
 from segjax.models.blocks import BatchNorm, Conv, DoubleConv, Logits
-from segjax.models.layers import UpConv, max_pool
+from segjax.models.layers import UpConv, bilinear_deconv, max_pool, resize
 
 
 def normal(*shape, seed=0):
@@ -92,6 +92,11 @@ CASES = {
     "up-convolution of 4×4": lambda: module(UpConv(5, side=4), normal(2, 3, 5, 7)),
     "logits": lambda: module(Logits(5), normal(2, 4, 3, 32)),
     "logits, nothing packed": lambda: module(Logits(5), normal(2, 3, 3, 7)),
+    "resize": lambda: (partial(resize, height=7, width=9), normal(2, 3, 4, 5)),
+    "deconvolution": lambda: (
+        partial(bilinear_deconv, height=9, width=7, stride=4, offset=2),
+        normal(2, 3, 4, 5),
+    ),
     "pooling": lambda: (max_pool, normal(2, 6, 5, 64)),
     "pooling of 32": lambda: (max_pool, normal(2, 8, 4, 32)),
     "pooling of equal entries": lambda: (max_pool, np.round(normal(2, 8, 4, 32))),
