@@ -2,7 +2,6 @@
 
 import gc
 import io
-import os
 
 import jax
 import numpy as np
@@ -16,11 +15,6 @@ jax.config.update("jax_compilation_cache_dir", None)
 jax.config.update("jax_disable_most_optimizations", True)
 # Tracing makes many objects that live on: looking through them again and again is 8 % of the time.
 gc.set_threshold(50_000, 20, 50)
-# As many workers as cores, each with its programs on its own: moving about takes 5 % of the time.
-if "PYTEST_XDIST_WORKER" in os.environ and hasattr(os, "sched_setaffinity"):
-    cores = sorted(os.sched_getaffinity(0))
-    if int(os.environ["PYTEST_XDIST_WORKER_COUNT"]) == len(cores):
-        os.sched_setaffinity(0, {cores[int(os.environ["PYTEST_XDIST_WORKER"].removeprefix("gw"))]})
 
 
 @pytest.fixture(autouse=True, scope="session")
