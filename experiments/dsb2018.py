@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from segjax.data.folder import Folder
+from segjax.data import layouts
 from segjax.data.pipeline import Source
 from segjax.recipe import Recipe, Split
 
@@ -29,11 +29,4 @@ class DSB2018(Recipe):
     """Least and greatest factor of resizing in training."""
 
     def source(self, split: Split) -> Source:
-        return Folder(
-            self.data,
-            classes=("background", "nucleus"),
-            palette=((0, 0, 0), (240, 200, 80)),
-            split=split,
-            masks="masks_instance",
-            instances=True,
-        )
+        return layouts.nuclei(self.data, split)

@@ -9,8 +9,8 @@ import flax.linen as nn
 import jax
 import optax
 
+from segjax.data import layouts
 from segjax.data.augment import Example, random_scale_crop
-from segjax.data.folder import Folder
 from segjax.data.pipeline import Source
 from segjax.models import Output, UNet, UNetPlusPlus
 from segjax.recipe import Loss, Published, Recipe, Split, main
@@ -77,14 +77,7 @@ class UNetPlusPlusNuclei(Recipe):
         return UNetPlusPlus(1, deep_supervision=self.network == "supervised", **fields)
 
     def source(self, split: Split) -> Source:
-        return Folder(
-            self.data,
-            classes=("background", "nucleus"),
-            palette=((0, 0, 0), (240, 200, 80)),
-            split=split,
-            masks="masks_instance",
-            instances=True,
-        )
+        return layouts.nuclei(self.data, split)
 
     def augment(self, key: jax.Array, example: Example) -> Example:
         return random_scale_crop(key, example, size=self.crop, scale=(1, 1))

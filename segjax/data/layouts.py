@@ -132,6 +132,28 @@ def isbi(root: Path, part: tuple[int | None, int | None] = (None, None)) -> Fold
     )
 
 
+def nuclei(root: Path, split: str = "train") -> Folder:
+    """Nuclei of the Data Science Bowl 2018 against background, each with its number.
+
+    images/ with masks_instance/, 16-bit PNGs of the numbers; splits by lists.
+
+    Args:
+        root: the folder.
+        split: a list of stems beside them, such as train.txt: train or val.
+
+    Raises:
+        SegjaxError: at first use, what `Folder` raises.
+    """
+    return Folder(
+        root,
+        classes=("background", "nucleus"),
+        palette=((0, 0, 0), (240, 200, 80)),
+        split=split,
+        masks="masks_instance",
+        instances=True,
+    )
+
+
 def splits(root: Path, layout: Layout) -> dict[str, Folder]:
     """The splits with masks that are there, by name; if none is, all: their first use tells so.
 

@@ -1,7 +1,6 @@
 """Recipes of experiments/papers: their fields are the papers', and each takes two steps."""
 
 import json
-import sys
 from pathlib import Path
 
 import jax
@@ -180,7 +179,6 @@ def zeros_of(recipe, side):
 @pytest.mark.parametrize("decoder", ["pup", "mla"])
 def test_setr_starts_from_timms_vit_its_positions_resized(decoder, tmp_path):
     pytest.importorskip("torch")
-    sys.path.append(str(Path(__file__).parents[2] / "benchmarks"))
     import torch_networks
 
     small = {"depth": 2, "width": 8, "heads": 2}

@@ -6,8 +6,8 @@ small, and without dropout, whose draws no two libraries share.
 
 import itertools
 import re
-import sys
 from collections.abc import Callable
+from importlib import import_module
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -27,9 +27,8 @@ from segjax.weights import fill, pytorch_fcn, setr, unet, unetplusplus
 from segjax.weights.table import torch_conv
 
 torch = pytest.importorskip("torch")
-sys.path.append(str(Path(__file__).parents[2] / "benchmarks"))
-import torch_networks  # noqa: E402
-from torch.nn import functional as F  # noqa: E402
+torch_networks = import_module("torch_networks")  # which imports it
+F = torch.nn.functional
 
 STEPS, CLASSES, SIDE = 50, 7, 32
 FIELDS = {"data": Path("nowhere"), "steps": STEPS, "canvas": (SIDE, SIDE), "crop": (SIDE, SIDE)}
